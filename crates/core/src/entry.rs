@@ -1,0 +1,72 @@
+//! What the scheduler remembers of one request.
+
+use crate::{Policy, Rank, Request, RequestView, Score, ServiceModel, State, blocks_for};
+
+/// A request that has been accepted and has not left.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) request: Request,
+    pub(crate) score: Option<Score>,
+    /// Its place in the order of arrival.
+    pub(crate) number: u64,
+    pub(crate) state: State,
+    /// Output tokens so far.
+    pub(crate) generated_tokens: u32,
+    /// Context tokens whose KV exists, on its seat or swapped out.
+    pub(crate) computed_tokens: u32,
+    /// Blocks it holds in the ledger; 0 unless it runs.
+    pub(crate) kv_blocks: u32,
+    /// Blocks that its swapped KV occupies outside the ledger.
+    pub(crate) swapped_blocks: u32,
+    /// Where it stands: exact while it waits, as of `ranked_at_tokens` while it runs.
+    pub(crate) rank: Rank,
+    /// Output tokens when its rank was last taken.
+    pub(crate) ranked_at_tokens: u32,
+    pub(crate) promoted: bool,
+    /// Steps in the batch that its promotion still lasts.
+    pub(crate) quantum_steps: u32,
+    /// Step in which starvation prevention will promote it, if its timer runs.
+    pub(crate) starves_at_step: Option<u64>,
+    pub(crate) preemptions: u32,
+    /// Step in which it was last paused.
+    pub(crate) paused_at_step: u64,
+    /// Step in which it was last in the batch.
+    pub(crate) batched_at_step: u64,
+    /// Later arrivals that had started when it did.
+    pub(crate) overtaken_by: u64,
+}
+
+impl Entry {
+    /// Prompt and output so far, in tokens.
+    pub(crate) fn context_tokens(&self) -> u32 {
+        self.request.prompt_tokens + self.generated_tokens
+    }
+
+    /// Context tokens that have no KV yet: 1 when it decodes, more when it prefills.
+    pub(crate) fn pending_tokens(&self) -> u32 {
+        self.context_tokens() - self.computed_tokens
+    }
+
+    /// Blocks that its whole context occupies.
+    pub(crate) fn context_blocks(&self) -> u32 {
+        blocks_for(self.context_tokens())
+    }
+
+    /// What a policy sees of it.
+    pub(crate) fn view<'a>(&'a self, service: &'a ServiceModel, unscored_tokens: f64) -> RequestView<'a> {
+        RequestView {
+            request: &self.request,
+            score: self.score,
+            unscored_tokens,
+            generated_tokens: self.generated_tokens,
+            prefill_tokens: self.pending_tokens(),
+            service,
+        }
+    }
+
+    /// Its rank under `policy` as of now.
+    pub(crate) fn rank_now(&self, policy: &dyn Policy, service: &ServiceModel, unscored_tokens: f64) -> Rank {
+        let key = policy.key(&self.view(service, unscored_tokens));
+        Rank { band: u8::from(!self.promoted), key, number: self.number }
+    }
+}

@@ -1,0 +1,118 @@
+//! What an ordering policy is.
+
+use std::fmt::Debug;
+
+use crate::{Request, Score, ServiceModel, Starvation};
+
+/// Sort key of a request under a policy: smaller goes first. Never NaN.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Key(f64);
+
+impl Key {
+    /// A key of the given value; NaN, which no policy should produce, sorts last.
+    pub fn new(value: f64) -> Self {
+        Self(if value.is_nan() { f64::INFINITY } else { value + 0.0 })
+    }
+
+    /// The value itself.
+    pub fn value(self) -> f64 {
+        self.0
+    }
+}
+
+impl Eq for Key {}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+/// What a policy may look at.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestView<'a> {
+    /// The facts on arrival.
+    pub request: &'a Request,
+    /// The prediction, if one has been made.
+    pub score: Option<Score>,
+    /// What a request without prediction is taken for: the recent mean output length, in tokens.
+    pub unscored_tokens: f64,
+    /// Output tokens so far.
+    pub generated_tokens: u32,
+    /// Prefill tokens still to be processed.
+    pub prefill_tokens: u32,
+    /// Measured step costs of the host.
+    pub service: &'a ServiceModel,
+}
+
+impl RequestView<'_> {
+    /// Expected output tokens still to come, at least 1 and at most what `max_tokens` allows. For a request
+    /// without score it does not depend on the request, so that such requests keep the order of arrival.
+    pub fn remaining_tokens(&self) -> f64 {
+        let limit = f64::from(self.request.max_tokens.saturating_sub(self.generated_tokens).max(1));
+        match self.score {
+            Some(score) => score.remaining_tokens(self.generated_tokens).min(limit),
+            None => self.unscored_tokens.max(1.0),
+        }
+    }
+
+    /// Expected seconds of service still to come. Without a score, prefill is left out too.
+    pub fn remaining_service_s(&self) -> f64 {
+        let prefill_tokens = if self.score.is_some() { self.prefill_tokens } else { 0 };
+        self.service.service_s(prefill_tokens, self.remaining_tokens())
+    }
+}
+
+/// Limits on preemption, so that requests do not change places for nothing.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Hysteresis {
+    /// A waiting request must rank ahead of a running one by this much, in units of the key.
+    pub min_gain: f64,
+    /// ... and by this multiple of the seconds that the switch costs the host.
+    pub switch_cost_factor: f64,
+    /// Requests paused in one step, at most.
+    pub max_per_step: u32,
+    /// Times that one request may be paused.
+    pub max_per_request: u32,
+}
+
+/// Whether a waiting request may take the seat of a running one.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Preemption {
+    /// Never: a request that runs keeps its seat (memory pressure aside).
+    Never,
+    /// Whenever it ranks ahead, at whatever cost.
+    Always,
+    /// Where it pays. Keys of such a policy are in seconds.
+    Limited(Hysteresis),
+}
+
+/// An order of requests. A policy is a pure function from what is known of a request to a key; queues, seats,
+/// memory, preemption and starvation prevention are the scheduler's.
+pub trait Policy: Debug + Send {
+    /// Name in settings, tables and metrics.
+    fn name(&self) -> &'static str;
+
+    /// Key of a request, smaller first; ties go to the earlier arrival. It is taken when the request arrives,
+    /// is scored or is paused, and in every step while it runs: while a request waits, its key stands still.
+    fn key(&self, view: &RequestView<'_>) -> Key;
+
+    /// Whether running requests may lose their seat.
+    fn preemption(&self) -> Preemption {
+        Preemption::Never
+    }
+
+    /// Starvation prevention by promotion, if the policy has it.
+    fn starvation(&self) -> Option<Starvation> {
+        None
+    }
+
+    /// Why a request has its key, in words for the person who waits.
+    fn why(&self, view: &RequestView<'_>) -> String;
+}

@@ -1,0 +1,47 @@
+//! What is known about a request when it arrives.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Timestamp;
+
+/// Names a request within one scheduler. The host assigns it and never reuses it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RequestId(pub u64);
+
+/// The facts of a request on arrival. They never change; what is *predicted* is a [`crate::Score`].
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Request {
+    /// Its name within the scheduler.
+    pub id: RequestId,
+    /// When it arrived at the host.
+    pub arrival: Timestamp,
+    /// Length of its prompt in tokens, at least 1.
+    pub prompt_tokens: u32,
+    /// Output limit in tokens, at least 1.
+    pub max_tokens: u32,
+    /// True output length in tokens, known only when a recorded trace is replayed; read by the `oracle-*`
+    /// policies and by nothing else.
+    pub true_tokens: Option<u32>,
+    /// Who asked, for fairness between tenants and for audit.
+    pub tenant: Option<Arc<str>>,
+    /// Service class of the request, as named by the client.
+    pub class: Option<Arc<str>>,
+}
+
+impl Request {
+    /// A request with the given facts and neither true length, tenant nor class.
+    pub fn new(id: u64, arrival: Timestamp, prompt_tokens: u32, max_tokens: u32) -> Self {
+        Self {
+            id: RequestId(id),
+            arrival,
+            prompt_tokens,
+            max_tokens,
+            true_tokens: None,
+            tenant: None,
+            class: None,
+        }
+    }
+}

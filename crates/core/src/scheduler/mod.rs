@@ -1,0 +1,386 @@
+//! The scheduler: who is known, who waits, who runs.
+
+mod estimate;
+mod planning;
+mod preemption;
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, DefaultHasher};
+
+use serde::{Deserialize, Serialize};
+use slab::Slab;
+use thiserror::Error;
+
+use crate::entry::Entry;
+use crate::starvation::StarvationTimers;
+use crate::{
+    Capacity, CapacityError, Event, KvLedger, OvertakeLog, Place, Placement, Plan, Policy, Rank, RankQueue,
+    Request, RequestId, Score, ServiceModel, State, SwitchCost, SwitchMethod, Timestamp,
+};
+
+/// Weight of the newest finished request in the running mean of output lengths.
+const NEWEST_LENGTH_WEIGHT: f64 = 0.02;
+
+/// What a host tells the scheduler once.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct SchedulerConfig {
+    /// What the host can run.
+    pub capacity: Capacity,
+    /// Requests that may wait; more are rejected.
+    pub max_queue_requests: usize,
+    /// What it costs to pause and resume a request.
+    pub switch_cost: SwitchCost,
+    /// First guess of the step costs.
+    pub service: ServiceModel,
+    /// First guess of the mean output length, in tokens: what a request without score is taken for.
+    pub unscored_tokens: f64,
+    /// Seconds for which smaller requests may pass a head that memory keeps waiting; then it goes first, and
+    /// seats stay empty until it fits.
+    pub max_bypass_s: f64,
+}
+
+/// Why a request was not accepted. Nothing of it is kept.
+#[derive(Clone, Copy, PartialEq, Debug, Error)]
+pub enum Rejection {
+    /// The queue is full.
+    #[error("the queue is full ({limit} requests wait): try again in {retry_after_s:.0} s")]
+    QueueFull {
+        /// Requests that may wait.
+        limit: usize,
+        /// When a retry makes sense, in seconds.
+        retry_after_s: f64,
+    },
+    /// Prompt and output limit together exceed the context.
+    #[error(
+        "{prompt_tokens} prompt tokens and up to {max_tokens} output tokens exceed the context of \
+         {context_tokens} tokens: shorten the prompt or lower max_tokens"
+    )]
+    TooLong {
+        /// Length of the prompt.
+        prompt_tokens: u32,
+        /// Output limit asked for.
+        max_tokens: u32,
+        /// What a sequence may hold.
+        context_tokens: u32,
+    },
+    /// There is no prompt, or no output is wanted.
+    #[error("a request needs at least one prompt token and one output token")]
+    Empty,
+    /// The id belongs to a request that has not left.
+    #[error("request id {} is in use", .0.0)]
+    DuplicateId(RequestId),
+}
+
+/// Counts for metrics. Totals count from the start of the scheduler.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Counters {
+    /// Requests in the queue now.
+    pub waiting: usize,
+    /// Requests with a seat now.
+    pub running: usize,
+    /// KV blocks held now.
+    pub kv_used_blocks: u32,
+    /// KV blocks in all.
+    pub kv_total_blocks: u32,
+    /// Plans made.
+    pub steps: u64,
+    /// Requests accepted.
+    pub submitted: u64,
+    /// Requests that ended by themselves.
+    pub finished: u64,
+    /// Requests cancelled.
+    pub cancelled: u64,
+    /// Requests refused.
+    pub rejected: u64,
+    /// Times a running request was paused, for another or for memory.
+    pub preemptions: u64,
+    /// Context tokens whose KV was dropped and had to be computed again.
+    pub recomputed_tokens: u64,
+    /// Promotions by starvation prevention.
+    pub promotions: u64,
+    /// Pairs in which a later arrival started before an earlier one.
+    pub overtakes: u64,
+}
+
+/// Orders requests and plans each step of a host. See the [crate documentation](crate).
+#[derive(Debug)]
+pub struct Scheduler {
+    config: SchedulerConfig,
+    policy: Box<dyn Policy>,
+    entries: Slab<Entry>,
+    /// Slots by id. Never iterated over; the hasher is fixed, so runs are reproducible.
+    slots: HashMap<RequestId, usize, BuildHasherDefault<DefaultHasher>>,
+    waiting: RankQueue,
+    /// Slots of requests with a seat, in the order in which they took it.
+    running: Vec<usize>,
+    kv: KvLedger,
+    /// KV blocks that live outside the ledger, swapped out.
+    swapped_blocks: u32,
+    /// Since when the head of the queue has been kept waiting by memory.
+    head_blocked: Option<(RequestId, Timestamp)>,
+    service: ServiceModel,
+    unscored_tokens: f64,
+    overtakes: OvertakeLog,
+    timers: StarvationTimers,
+    plan: Plan,
+    /// Sequences decoded and tokens prefilled by the last plan.
+    last_batch: (u32, u32),
+    counters: Counters,
+}
+
+impl Scheduler {
+    /// A scheduler for a host of the given capacity that orders by `policy`.
+    ///
+    /// # Errors
+    /// [`CapacityError`] if a request that fits the context could not run.
+    pub fn new(config: SchedulerConfig, policy: Box<dyn Policy>) -> Result<Self, CapacityError> {
+        config.capacity.check()?;
+        Ok(Self {
+            kv: KvLedger::new(config.capacity.kv_blocks, config.capacity.watermark_blocks),
+            service: config.service,
+            unscored_tokens: config.unscored_tokens,
+            entries: Slab::new(),
+            slots: HashMap::default(),
+            waiting: RankQueue::default(),
+            running: Vec::with_capacity(config.capacity.seats as usize),
+            swapped_blocks: 0,
+            head_blocked: None,
+            overtakes: OvertakeLog::default(),
+            timers: StarvationTimers::default(),
+            plan: Plan::default(),
+            last_batch: (0, 0),
+            counters: Counters::default(),
+            policy,
+            config,
+        })
+    }
+
+    /// Accepts a request into the queue and says where it stands. A request without score is ordered by arrival;
+    /// a later [`Event::Scored`] moves it.
+    ///
+    /// # Errors
+    /// [`Rejection`]; the request is then unknown to the scheduler.
+    pub fn submit(
+        &mut self,
+        now: Timestamp,
+        request: Request,
+        score: Option<Score>,
+    ) -> Result<Placement, Rejection> {
+        if let Err(rejection) = self.check(&request) {
+            self.counters.rejected += 1;
+            return Err(rejection);
+        }
+        let id = request.id;
+        let number = self.overtakes.arrive();
+        let slot = self.entries.insert(Entry {
+            request,
+            score,
+            number,
+            state: State::Waiting,
+            generated_tokens: 0,
+            computed_tokens: 0,
+            kv_blocks: 0,
+            swapped_blocks: 0,
+            rank: Rank { band: 1, key: crate::Key::new(0.0), number },
+            ranked_at_tokens: 0,
+            promoted: false,
+            quantum_steps: 0,
+            starves_at_step: None,
+            preemptions: 0,
+            paused_at_step: 0,
+            batched_at_step: 0,
+            overtaken_by: 0,
+        });
+        self.slots.insert(id, slot);
+        self.counters.submitted += 1;
+        self.enqueue(slot);
+        self.start_starvation_timer(slot, self.counters.steps + 1);
+        Ok(self.placement(now, slot))
+    }
+
+    /// Reports what happened at the host.
+    pub fn observe(&mut self, _now: Timestamp, event: Event) {
+        match event {
+            Event::StepTook(took) => {
+                let (decodes, prefill_tokens) = self.last_batch;
+                if decodes + prefill_tokens > 0 {
+                    self.service.learn(decodes, prefill_tokens, took);
+                }
+            }
+            Event::Scored(id, score) => self.with_slot(id, |this, slot| {
+                this.entries[slot].score = Some(score);
+                if this.entries[slot].state != State::Running {
+                    this.requeue(slot);
+                }
+            }),
+            Event::Token(id) => self.with_slot(id, |this, slot| this.entries[slot].generated_tokens += 1),
+            Event::SwapLost(id) => self.with_slot(id, |this, slot| {
+                this.drop_swapped(slot);
+                this.entries[slot].computed_tokens = 0;
+            }),
+            Event::Finished(id) => self.with_slot(id, |this, slot| {
+                let tokens = f64::from(this.entries[slot].generated_tokens);
+                this.unscored_tokens += NEWEST_LENGTH_WEIGHT * (tokens - this.unscored_tokens);
+                this.counters.finished += 1;
+                this.leave(slot);
+            }),
+            Event::Cancelled(id) => self.with_slot(id, |this, slot| {
+                this.counters.cancelled += 1;
+                this.leave(slot);
+            }),
+        }
+    }
+
+    /// Counts for metrics.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            waiting: self.waiting.len(),
+            running: self.running.len(),
+            kv_used_blocks: self.kv.used_blocks(),
+            kv_total_blocks: self.kv.total_blocks(),
+            ..self.counters
+        }
+    }
+
+    /// Measured step costs.
+    pub fn service(&self) -> ServiceModel {
+        self.service
+    }
+
+    /// Name of the policy.
+    pub fn policy_name(&self) -> &'static str {
+        self.policy.name()
+    }
+
+    fn check(&self, request: &Request) -> Result<(), Rejection> {
+        let Capacity { context_tokens, seats, .. } = self.config.capacity;
+        let (prompt_tokens, max_tokens) = (request.prompt_tokens, request.max_tokens);
+        if prompt_tokens == 0 || max_tokens == 0 {
+            return Err(Rejection::Empty);
+        }
+        if prompt_tokens.saturating_add(max_tokens) > context_tokens {
+            return Err(Rejection::TooLong { prompt_tokens, max_tokens, context_tokens });
+        }
+        if self.slots.contains_key(&request.id) {
+            return Err(Rejection::DuplicateId(request.id));
+        }
+        let limit = self.config.max_queue_requests;
+        if self.waiting.len() >= limit {
+            // Time in which a tenth of the queue is served.
+            let retry_after_s = (0.1 * self.waiting.work_s() / f64::from(seats)).clamp(1.0, 60.0);
+            return Err(Rejection::QueueFull { limit, retry_after_s });
+        }
+        Ok(())
+    }
+
+    fn with_slot(&mut self, id: RequestId, act: impl FnOnce(&mut Self, usize)) {
+        if let Some(&slot) = self.slots.get(&id) {
+            act(self, slot);
+        }
+    }
+
+    fn rank_of(&self, slot: usize) -> Rank {
+        self.entries[slot].rank_now(&*self.policy, &self.service, self.unscored_tokens)
+    }
+
+    /// Expected seconds of service that the request in `slot` still needs.
+    fn work_s(&self, slot: usize) -> f64 {
+        self.entries[slot].view(&self.service, self.unscored_tokens).remaining_service_s()
+    }
+
+    fn refresh_rank(&mut self, slot: usize) -> Rank {
+        let rank = self.rank_of(slot);
+        let entry = &mut self.entries[slot];
+        (entry.rank, entry.ranked_at_tokens) = (rank, entry.generated_tokens);
+        rank
+    }
+
+    /// Puts a request into the queue under its rank of now.
+    fn enqueue(&mut self, slot: usize) {
+        let rank = self.refresh_rank(slot);
+        self.waiting.insert(Place { rank, slot, work_s: self.work_s(slot) });
+    }
+
+    /// Moves a waiting request to its rank of now.
+    fn requeue(&mut self, slot: usize) {
+        self.waiting.remove(self.entries[slot].rank);
+        self.enqueue(slot);
+    }
+
+    /// Takes a running request off its seat and frees its KV in the ledger.
+    fn unseat(&mut self, slot: usize) {
+        self.running.retain(|&other| other != slot);
+        let blocks = std::mem::take(&mut self.entries[slot].kv_blocks);
+        self.kv.give(blocks);
+    }
+
+    /// Pauses a running request: it goes back to the queue, its KV is swapped or dropped, whichever is cheaper.
+    fn pause(&mut self, slot: usize) {
+        self.unseat(slot);
+        let (method, _) = self.switch_cost(slot);
+        let step = self.plan.step;
+        let entry = &mut self.entries[slot];
+        let id = entry.request.id;
+        entry.state = State::Paused;
+        entry.preemptions += 1;
+        entry.paused_at_step = step;
+        match method {
+            SwitchMethod::Swap => {
+                entry.swapped_blocks = crate::blocks_for(entry.computed_tokens);
+                self.swapped_blocks += entry.swapped_blocks;
+            }
+            SwitchMethod::Recompute => {
+                self.counters.recomputed_tokens += u64::from(entry.computed_tokens);
+                entry.computed_tokens = 0;
+            }
+        }
+        self.counters.preemptions += 1;
+        self.plan.pause.push(crate::Pause { id, method });
+        self.enqueue(slot);
+    }
+
+    fn switch_cost(&self, slot: usize) -> (SwitchMethod, f64) {
+        let entry = &self.entries[slot];
+        let swapped = self.swapped_blocks + crate::blocks_for(entry.computed_tokens);
+        let may_swap = entry.computed_tokens > 0 && swapped <= self.config.switch_cost.max_swapped_blocks;
+        self.config.switch_cost.cheapest(entry.computed_tokens, self.service.prefill_s, may_swap)
+    }
+
+    fn drop_swapped(&mut self, slot: usize) {
+        self.swapped_blocks -= std::mem::take(&mut self.entries[slot].swapped_blocks);
+    }
+
+    /// Forgets a request and frees all it holds.
+    fn leave(&mut self, slot: usize) {
+        self.stop_starvation_timer(slot);
+        self.drop_swapped(slot);
+        match self.entries[slot].state {
+            State::Running => self.unseat(slot),
+            State::Waiting => {
+                self.waiting.remove(self.entries[slot].rank);
+                self.overtakes.leave(self.entries[slot].number);
+            }
+            State::Paused => {
+                self.waiting.remove(self.entries[slot].rank);
+            }
+        }
+        let entry = self.entries.remove(slot);
+        self.slots.remove(&entry.request.id);
+    }
+
+    /// Unless it gets into a batch before, the request is promoted after the threshold of steps, counted from
+    /// `first_missed_step` on.
+    fn start_starvation_timer(&mut self, slot: usize, first_missed_step: u64) {
+        if let Some(starvation) = self.policy.starvation() {
+            let due_step = first_missed_step + starvation.threshold_steps;
+            self.entries[slot].starves_at_step = Some(due_step);
+            self.timers.set(due_step, slot);
+        }
+    }
+
+    fn stop_starvation_timer(&mut self, slot: usize) {
+        if let Some(due_step) = self.entries[slot].starves_at_step.take() {
+            self.timers.clear(due_step, slot);
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! One step: promote, make room, decode, prefill, admit.
+
+use super::Scheduler;
+use crate::{Plan, Seated, Slice, State, Timestamp, blocks_for};
+
+/// Waiting requests that admission looks at in one step beyond those it admits.
+const MAX_ADMISSION_SCAN: usize = 64;
+
+/// Tokens that the step may still process.
+struct Budget {
+    tokens: u32,
+    prefill_tokens: u32,
+}
+
+impl Scheduler {
+    /// Plans the next step. The host executes it before it asks for another, and reports tokens and ends in
+    /// between; an idle plan means that there is nothing to do until the next submission.
+    pub fn plan(&mut self, now: Timestamp) -> &Plan {
+        self.plan.clear();
+        self.counters.steps += 1;
+        self.plan.step = self.counters.steps;
+        self.promote_starving();
+        self.make_room();
+        let mut budget = self.decode();
+        self.last_batch = (self.plan.batch.len() as u32, 0);
+        self.prefill_running(&mut budget);
+        self.admit(now, &mut budget);
+        let processed: u32 = self.plan.batch.iter().map(|slice| slice.tokens).sum();
+        self.last_batch.1 = processed - self.last_batch.0;
+        self.account_starvation();
+        &self.plan
+    }
+
+    /// Promotes requests whose starvation timer ran out; a timer starts anew for as long as they wait.
+    fn promote_starving(&mut self) {
+        let Some(starvation) = self.policy.starvation() else { return };
+        let step = self.plan.step;
+        while let Some(slot) = self.timers.pop_due(step) {
+            self.counters.promotions += 1;
+            let entry = &mut self.entries[slot];
+            let was_promoted = std::mem::replace(&mut entry.promoted, true);
+            entry.quantum_steps = starvation.quantum_steps;
+            entry.starves_at_step = None;
+            if entry.state != State::Running && !was_promoted {
+                self.requeue(slot);
+            }
+            self.start_starvation_timer(slot, step);
+        }
+    }
+
+    /// Gives every decoding request its token, first of all: a token gap hurts more than a later first token.
+    fn decode(&mut self) -> Budget {
+        if (self.kv.free_blocks() as usize) < self.running.len() {
+            // Memory may run out: serve in order of rank and evict from the other end.
+            let mut ranked: Vec<_> = self.running.iter().map(|&slot| (self.rank_of(slot), slot)).collect();
+            ranked.sort_unstable();
+            self.running = ranked.into_iter().map(|(_, slot)| slot).collect();
+        }
+        let mut at = 0;
+        while at < self.running.len() {
+            let slot = self.running[at];
+            if self.entries[slot].pending_tokens() == 1 && !self.grow(slot) {
+                // Evict the worst; the loop ends when that is this request itself.
+                if let Some(&worst) = self.running.last() {
+                    self.pause(worst);
+                }
+                continue;
+            }
+            if self.entries[slot].pending_tokens() == 1 {
+                self.process(slot, 1);
+            }
+            at += 1;
+        }
+        let tokens = self.config.capacity.step_tokens - self.plan.batch.len() as u32;
+        let chunked = !self.plan.batch.is_empty();
+        let prefill_tokens = if chunked { self.config.capacity.prefill_chunk_tokens } else { tokens };
+        Budget { tokens, prefill_tokens }
+    }
+
+    /// Continues prefills under way, in the order in which they were seated.
+    fn prefill_running(&mut self, budget: &mut Budget) {
+        for at in 0..self.running.len() {
+            let slot = self.running[at];
+            let pending_tokens = self.entries[slot].pending_tokens();
+            if pending_tokens > 0 {
+                self.prefill(slot, pending_tokens, budget);
+            }
+        }
+    }
+
+    /// Seats waiting requests in order of rank while seats, memory and budget last. Smaller requests may pass a
+    /// head that memory keeps waiting, but not for longer than `max_bypass_s`.
+    fn admit(&mut self, now: Timestamp, budget: &mut Budget) {
+        let step = self.plan.step;
+        let mut skipped = 0;
+        let mut cursor = self.waiting.first();
+        while let Some(place) = cursor {
+            let full = self.running.len() >= self.config.capacity.seats as usize;
+            if full || budget.tokens == 0 || skipped > MAX_ADMISSION_SCAN {
+                break;
+            }
+            let entry = &self.entries[place.slot];
+            let (need_blocks, pending_tokens) = (entry.context_blocks(), entry.pending_tokens());
+            let has_budget = pending_tokens == 1 || budget.prefill_tokens > 0;
+            if entry.paused_at_step == step || !has_budget {
+                skipped += 1;
+            } else if self.kv.admits(need_blocks) {
+                self.seat(place.slot, need_blocks);
+                self.prefill(place.slot, pending_tokens, budget);
+            } else if self.may_bypass(now, place.slot) {
+                skipped += 1;
+            } else {
+                break;
+            }
+            cursor = self.waiting.iter_after(place.rank).next().copied();
+        }
+    }
+
+    /// Whether requests behind this one may start before it although it is its turn.
+    fn may_bypass(&mut self, now: Timestamp, slot: usize) -> bool {
+        let id = self.entries[slot].request.id;
+        if self.waiting.first().is_some_and(|head| head.slot != slot) {
+            return true;
+        }
+        let since = match self.head_blocked {
+            Some((blocked, since)) if blocked == id => since,
+            _ => {
+                self.head_blocked = Some((id, now));
+                now
+            }
+        };
+        now.since(since).as_secs_f64() < self.config.max_bypass_s
+    }
+
+    /// Gives a waiting request a seat and the blocks of its context.
+    fn seat(&mut self, slot: usize, blocks: u32) {
+        self.waiting.remove(self.entries[slot].rank);
+        let taken = self.kv.take(blocks);
+        debug_assert!(taken, "admission checked that the blocks are free");
+        if self.entries[slot].state == State::Waiting {
+            let overtaken_by = self.overtakes.start(self.entries[slot].number);
+            self.entries[slot].overtaken_by = overtaken_by;
+            self.counters.overtakes += overtaken_by;
+        }
+        let restore = self.entries[slot].swapped_blocks > 0;
+        self.drop_swapped(slot);
+        let entry = &mut self.entries[slot];
+        entry.kv_blocks = blocks;
+        entry.state = State::Running;
+        self.plan.seat.push(Seated { id: entry.request.id, restore });
+        self.running.push(slot);
+    }
+
+    /// Lets a request process up to `pending_tokens`, as far as the budget allows.
+    fn prefill(&mut self, slot: usize, pending_tokens: u32, budget: &mut Budget) {
+        let limit =
+            if pending_tokens == 1 { budget.tokens } else { budget.tokens.min(budget.prefill_tokens) };
+        let tokens = pending_tokens.min(limit);
+        if tokens == 0 {
+            return;
+        }
+        budget.tokens -= tokens;
+        budget.prefill_tokens = budget.prefill_tokens.saturating_sub(tokens);
+        self.process(slot, tokens);
+    }
+
+    /// Takes the block that the next token of a decoding request needs, if it needs one.
+    fn grow(&mut self, slot: usize) -> bool {
+        let entry = &mut self.entries[slot];
+        let missing = blocks_for(entry.context_tokens()).saturating_sub(entry.kv_blocks);
+        let taken = self.kv.take(missing);
+        if taken {
+            entry.kv_blocks += missing;
+        }
+        taken
+    }
+
+    /// Enters the next `tokens` context positions of a request into the batch.
+    fn process(&mut self, slot: usize, tokens: u32) {
+        let entry = &mut self.entries[slot];
+        let start = entry.computed_tokens;
+        entry.computed_tokens += tokens;
+        entry.batched_at_step = self.plan.step;
+        let samples = entry.pending_tokens() == 0;
+        self.plan.batch.push(Slice { id: entry.request.id, start, tokens, samples });
+    }
+
+    /// Stops the timers of requests in the batch and spends their quantum; starts the timers of those that lost
+    /// their seat or got nothing on it. Waiting requests need no touch: their timers run.
+    fn account_starvation(&mut self) {
+        if self.policy.starvation().is_none() {
+            return;
+        }
+        let step = self.plan.step;
+        for at in 0..self.running.len() {
+            let slot = self.running[at];
+            let entry = &mut self.entries[slot];
+            if entry.batched_at_step == step {
+                if entry.promoted {
+                    entry.quantum_steps = entry.quantum_steps.saturating_sub(1);
+                    entry.promoted = entry.quantum_steps > 0;
+                }
+                self.stop_starvation_timer(slot);
+            } else if entry.starves_at_step.is_none() {
+                self.start_starvation_timer(slot, step);
+            }
+        }
+        for at in 0..self.plan.pause.len() {
+            let slot = self.slots[&self.plan.pause[at].id];
+            if self.entries[slot].starves_at_step.is_none() {
+                self.start_starvation_timer(slot, step);
+            }
+        }
+    }
+}

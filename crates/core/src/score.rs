@@ -1,0 +1,166 @@
+//! The predicted output length of a request, as a distribution.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Predicted output length: log-normal, `ln(tokens) ~ N(ln median_tokens, spread²)`.
+///
+/// A distribution rather than a number, because *how sure* a prediction is decides what remains of a request
+/// that has outlived it ([`Score::remaining_tokens`]).
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "Unchecked")]
+pub struct Score {
+    median_tokens: f32,
+    spread: f32,
+}
+
+/// A score as read, before its values are checked.
+#[derive(Deserialize)]
+struct Unchecked {
+    median_tokens: f32,
+    spread: f32,
+}
+
+impl TryFrom<Unchecked> for Score {
+    type Error = ScoreError;
+
+    fn try_from(Unchecked { median_tokens, spread }: Unchecked) -> Result<Self, ScoreError> {
+        Self::new(median_tokens, spread)
+    }
+}
+
+/// A prediction that no ranker may make.
+#[derive(Clone, Copy, PartialEq, Debug, Error)]
+pub enum ScoreError {
+    /// The median is not a positive finite number of tokens.
+    #[error("predicted median of {0} tokens: it must be a positive finite number")]
+    Median(f32),
+    /// The spread is negative or not finite.
+    #[error("predicted spread of {0}: it must be a finite number of at least 0")]
+    Spread(f32),
+}
+
+/// Standard normal quantile of the upper end of [`Score::interval`]: an interval that holds 80 %.
+const Z_80: f32 = 1.281_551_6;
+
+impl Score {
+    /// A prediction with the given median (tokens, positive) and spread (standard deviation of the natural
+    /// logarithm of the length, at least 0).
+    ///
+    /// # Errors
+    /// [`ScoreError`] when a value is out of its range or not finite.
+    pub fn new(median_tokens: f32, spread: f32) -> Result<Self, ScoreError> {
+        if !(median_tokens.is_finite() && median_tokens > 0.0) {
+            return Err(ScoreError::Median(median_tokens));
+        }
+        if !(spread.is_finite() && spread >= 0.0) {
+            return Err(ScoreError::Spread(spread));
+        }
+        Ok(Self { median_tokens, spread })
+    }
+
+    /// Median of the predicted length in tokens.
+    pub fn median_tokens(self) -> f32 {
+        self.median_tokens
+    }
+
+    /// Standard deviation of the natural logarithm of the predicted length.
+    pub fn spread(self) -> f32 {
+        self.spread
+    }
+
+    /// The central interval that holds the true length with a probability of 80 %, in tokens.
+    pub fn interval(self) -> (f32, f32) {
+        let factor = (Z_80 * self.spread).exp();
+        (self.median_tokens / factor, self.median_tokens * factor)
+    }
+
+    /// Expected length in tokens: `median · exp(spread²/2)`, the mean of a log-normal.
+    pub fn mean_tokens(self) -> f64 {
+        f64::from(self.median_tokens) * (0.5 * f64::from(self.spread).powi(2)).exp()
+    }
+
+    /// Expected number of tokens still to come after `generated`, given that the request has not ended:
+    /// `E[X - g | X > g]`, at least 1.
+    ///
+    /// For a log-normal, `E[X | X > g] = mean · Φ(spread - z) / Φ(-z)` with `z = (ln g - ln median) / spread`.
+    /// Beyond the prediction this *grows* with `generated`: a request that outlived its estimate was
+    /// underestimated, and is no longer treated as nearly done.
+    pub fn remaining_tokens(self, generated: u32) -> f64 {
+        if generated == 0 {
+            return self.mean_tokens().max(1.0);
+        }
+        let done = f64::from(generated);
+        let spread = f64::from(self.spread).max(MIN_SPREAD);
+        let z = (done.ln() - f64::from(self.median_tokens).ln()) / spread;
+        if z > FAR_TAIL {
+            // The asymptote of the mean excess of a log-normal.
+            return (done * spread / z).max(1.0);
+        }
+        let mean = f64::from(self.median_tokens) * (0.5 * spread * spread).exp();
+        (mean * normal_cdf(spread - z) / normal_cdf(-z) - done).max(1.0)
+    }
+}
+
+/// Below this spread (in ln tokens) a prediction is treated as having it: no ranker is surer.
+const MIN_SPREAD: f64 = 0.05;
+/// Standard deviations beyond which both tails underflow.
+const FAR_TAIL: f64 = 30.0;
+
+/// Standard normal distribution function, relatively accurate in the lower tail.
+fn normal_cdf(x: f64) -> f64 {
+    0.5 * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// E[X - g | X > g] by integrating the survival function on a fine grid.
+    fn remaining_by_integration(median: f64, spread: f64, done: f64) -> f64 {
+        let survival = |x: f64| 1.0 - normal_cdf((x.ln() - median.ln()) / spread);
+        let step = median / 2000.0;
+        let sum: f64 = (0..400_000).map(|i| survival(done + (f64::from(i) + 0.5) * step)).sum();
+        sum * step / survival(done)
+    }
+
+    #[test]
+    fn remaining_matches_the_integral_of_the_survival_function() {
+        for (median, spread, done) in [(100.0, 0.5, 50), (100.0, 0.8, 120), (30.0, 1.0, 90), (200.0, 0.3, 1)]
+        {
+            let exact = remaining_by_integration(median, spread, f64::from(done));
+            let ours = Score::new(median as f32, spread as f32).unwrap().remaining_tokens(done);
+            assert!((ours / exact - 1.0).abs() < 0.01, "{median} {spread} {done}: {ours} against {exact}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_outlives_its_prediction_is_expected_to_take_longer_again() {
+        let score = Score::new(20.0, 0.6).unwrap();
+        assert!(score.remaining_tokens(10) < score.remaining_tokens(0));
+        assert!(score.remaining_tokens(200) > score.remaining_tokens(20));
+        let mut last = 0.0;
+        for done in 40..5000 {
+            let left = score.remaining_tokens(done);
+            assert!(left.is_finite() && left >= last * 0.97, "jump at {done}: {last} to {left}");
+            last = left;
+        }
+    }
+
+    #[test]
+    fn the_interval_holds_the_median_and_widens_with_the_spread() {
+        let (low, high) = Score::new(100.0, 0.5).unwrap().interval();
+        assert!((low - 52.7).abs() < 0.1 && (high - 189.8).abs() < 0.1, "{low} {high}");
+        assert_eq!(Score::new(100.0, 0.0).unwrap().interval(), (100.0, 100.0));
+    }
+
+    #[test]
+    fn impossible_predictions_are_refused() {
+        assert!(matches!(Score::new(f32::NAN, 0.5), Err(ScoreError::Median(_))));
+        assert!(matches!(Score::new(0.0, 0.5), Err(ScoreError::Median(_))));
+        assert!(matches!(Score::new(10.0, f32::INFINITY), Err(ScoreError::Spread(_))));
+        assert!(matches!(Score::new(10.0, -0.1), Err(ScoreError::Spread(_))));
+        let read = serde_json::from_str::<Score>(r#"{"median_tokens": -1.0, "spread": 0.5}"#);
+        assert!(read.is_err(), "nor may a file smuggle one in");
+    }
+}

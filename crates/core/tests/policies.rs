@@ -1,0 +1,156 @@
+//! What each policy does, and that `ltr` is the paper's Algorithm 1.
+#![allow(missing_docs)]
+
+mod support;
+
+use outrank_core::policies::{Ltr, Outrank};
+use outrank_core::{Event, Request, RequestId, Scheduler, Score, State, Timestamp};
+use proptest::prelude::*;
+use support::{Host, Job, capacity, config, policy};
+
+fn job(arrival_ms: u64, output_tokens: u32) -> Job {
+    Job { arrival_ms, prompt_tokens: 1, output_tokens, predicted: Some(output_tokens as f32) }
+}
+
+/// Order in which jobs finish.
+fn finishing_order(name: &str, jobs: Vec<Job>, seats: u32) -> Vec<usize> {
+    let (outcomes, ..) = Host::new(config(capacity(seats, 200), 100), policy(name), jobs).run();
+    let mut order: Vec<usize> = (0..outcomes.len()).collect();
+    order.sort_by_key(|&i| (outcomes[i].finished_ms, i));
+    order
+}
+
+#[test]
+fn fcfs_serves_in_order_of_arrival_and_the_others_let_short_ones_pass() {
+    let jobs = || vec![job(0, 40), job(1, 30), job(2, 2), job(3, 10)];
+    assert_eq!(finishing_order("fcfs", jobs(), 1), [0, 1, 2, 3]);
+    assert_eq!(finishing_order("oracle-sjf", jobs(), 1), [0, 2, 3, 1], "the first keeps its seat");
+    assert_eq!(finishing_order("oracle-srtf", jobs(), 1), [2, 3, 1, 0], "the first loses its seat");
+    assert_eq!(finishing_order("ltr", jobs(), 1), [2, 3, 1, 0]);
+    assert_eq!(finishing_order("outrank", jobs(), 1)[..2], [2, 3]);
+}
+
+#[test]
+fn requests_without_score_keep_the_order_of_arrival() {
+    let unscored = |arrival_ms, output_tokens| Job { predicted: None, ..job(arrival_ms, output_tokens) };
+    for name in ["outrank", "ltr", "fcfs"] {
+        let jobs = vec![unscored(0, 30), unscored(5, 3), unscored(6, 20), unscored(7, 1)];
+        assert_eq!(finishing_order(name, jobs, 1), [0, 1, 2, 3], "{name}");
+    }
+}
+
+#[test]
+fn an_underestimated_request_loses_its_seat_once_it_outlives_its_prediction() {
+    let jobs = vec![Job { predicted: Some(2.0), ..job(0, 400) }, job(0, 5), job(0, 5)];
+    let finished_ms = |max_preemptions_per_step| {
+        let rule = Outrank { min_gain_s: 0.1, max_preemptions_per_step, ..Outrank::default() };
+        let (outcomes, ..) = Host::new(config(capacity(1, 200), 100), Box::new(rule), jobs.clone()).run();
+        outcomes.iter().map(|outcome| outcome.finished_ms).collect::<Vec<_>>()
+    };
+    let [liar, second, third] = finished_ms(1)[..] else { panic!("three outcomes") };
+    assert!(third < second + 100 && second < 3000 && liar > 4000, "{liar} {second} {third}");
+    let [liar, second, _] = finished_ms(0)[..] else { panic!("three outcomes") };
+    assert!(liar < second, "without preemption it keeps its seat");
+}
+
+#[test]
+fn a_late_score_moves_a_waiting_request_and_its_explanation_says_so() {
+    let mut scheduler = Scheduler::new(config(capacity(1, 100), 0), policy("outrank")).unwrap();
+    for id in 0..3 {
+        scheduler.submit(Timestamp::ZERO, Request::new(id, Timestamp::ZERO, 5, 200), None).unwrap();
+    }
+    scheduler.plan(Timestamp::ZERO);
+    let now = Timestamp::from_secs_f64(0.5);
+    assert_eq!(scheduler.explain(now, RequestId(2)).unwrap().position, 1);
+    scheduler.observe(now, Event::Scored(RequestId(2), Score::new(3.0, 0.3).unwrap()));
+    let told = scheduler.explain(now, RequestId(2)).unwrap();
+    assert_eq!((told.position, told.state, told.waited_s), (0, State::Waiting, 0.5));
+    assert!(told.why.contains("3 tokens predicted"), "{}", told.why);
+    assert!(told.eta.finish_s > told.eta.start_s);
+    assert!(scheduler.explain(now, RequestId(9)).is_none());
+}
+
+#[test]
+fn who_was_overtaken_and_by_how_many_is_told() {
+    let mut scheduler = Scheduler::new(config(capacity(1, 100), 0), policy("oracle-sjf")).unwrap();
+    for (id, length) in [(0, 9), (1, 100), (2, 5), (3, 7)] {
+        let mut request = Request::new(id, Timestamp::ZERO, 1, 100);
+        request.true_tokens = Some(length);
+        scheduler.submit(Timestamp::ZERO, request, None).unwrap();
+    }
+    for expected in [2, 3] {
+        assert_eq!(scheduler.plan(Timestamp::ZERO).batch[0].id, RequestId(expected));
+        scheduler.observe(Timestamp::ZERO, Event::Finished(RequestId(expected)));
+    }
+    assert_eq!(scheduler.explain(Timestamp::ZERO, RequestId(1)).unwrap().overtaken_by, 2);
+    assert_eq!(scheduler.counters().overtakes, 0, "counted when the overtaken one starts");
+    scheduler.plan(Timestamp::ZERO);
+    assert_eq!(scheduler.counters().overtakes, 2);
+}
+
+/// Algorithm 1 of the paper, as obviously as it can be written: prompts of one token, no memory limit.
+fn algorithm_1(jobs: &[Job], seats: usize, threshold: u64, quantum: i64) -> Vec<Vec<u64>> {
+    struct Row {
+        id: u64,
+        left: u32,
+        starved: u64,
+        promoted: bool,
+        quantum: i64,
+    }
+    let (mut queue, mut batches, mut arrived) = (Vec::<Row>::new(), Vec::new(), 0);
+    while arrived < jobs.len() || !queue.is_empty() {
+        let now_ms = batches.len() as u64 * 10;
+        while arrived < jobs.len() && jobs[arrived].arrival_ms <= now_ms {
+            let left = jobs[arrived].output_tokens;
+            queue.push(Row { id: arrived as u64, left, starved: 0, promoted: false, quantum: 0 });
+            arrived += 1;
+        }
+        queue.sort_by(|a, b| {
+            let score = |row: &Row| jobs[row.id as usize].predicted.unwrap_or(50.0);
+            b.promoted.cmp(&a.promoted).then(score(a).total_cmp(&score(b))).then(a.id.cmp(&b.id))
+        });
+        let batch = queue.len().min(seats);
+        for (place, row) in queue.iter_mut().enumerate() {
+            if place < batch {
+                row.starved = 0;
+                row.quantum -= i64::from(row.promoted);
+                row.left -= 1;
+            } else {
+                row.starved += 1;
+            }
+            if row.starved >= threshold {
+                (row.promoted, row.starved, row.quantum) = (true, 0, quantum);
+            } else if row.promoted && row.quantum <= 0 {
+                row.promoted = false;
+            }
+        }
+        let mut ids: Vec<u64> = queue[..batch].iter().map(|row| row.id).collect();
+        ids.sort_unstable();
+        batches.push(ids);
+        queue.retain(|row| row.left > 0);
+    }
+    batches
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn ltr_runs_exactly_the_batches_of_algorithm_1(
+        drawn in prop::collection::vec((0u64..25, 1u32..40, 1u32..60), 1..50),
+        seats in 1u32..5, threshold_steps in 1u64..30, quantum_steps in 1u32..6,
+    ) {
+        let mut arrival_ms = 0;
+        let jobs: Vec<Job> = drawn.into_iter().map(|(gap_ms, output_tokens, predicted)| {
+            arrival_ms += gap_ms;
+            Job { arrival_ms, prompt_tokens: 1, output_tokens, predicted: Some(predicted as f32) }
+        }).collect();
+        let mut ample = capacity(seats, 2000);
+        (ample.step_tokens, ample.prefill_chunk_tokens) = (10_000, 10_000);
+        let ltr = Box::new(Ltr { threshold_steps, quantum_steps });
+        let (_, mut batches, _) = Host::new(config(ample, 100_000), ltr, jobs.clone()).run();
+        batches.iter_mut().for_each(|batch| batch.sort_unstable());
+        let expected = algorithm_1(&jobs, seats as usize, threshold_steps, i64::from(quantum_steps));
+        prop_assert_eq!(batches, expected);
+    }
+}
