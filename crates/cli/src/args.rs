@@ -1,0 +1,58 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::bench::BenchArgs;
+use crate::eval::EvalArgs;
+use crate::explain::ExplainArgs;
+use crate::serve::ServeArgs;
+use crate::trace::TraceArgs;
+use crate::train::TrainArgs;
+
+/// LLM serving in the order of a learned rank: short answers first, nobody starves.
+///
+/// An OpenAI-compatible server with an embedded engine (`serve`), the tools that train and judge its ranker (`train`,
+/// `eval`, `trace`), and a load generator that shows what the order is worth (`bench`).
+///
+/// Settings come from flags, then from OUTRANK_* variables, then from outrank.toml; the first that is set wins.
+#[derive(Debug, Parser)]
+#[command(
+    name = "outrank",
+    version,
+    propagate_version = true,
+    max_term_width = 110,
+    after_help = "Examples:\n  \
+        outrank serve                                         serve the default model on http://127.0.0.1:8000\n  \
+        outrank train --trace log.jsonl --out my.outrank      learn the order of your own traffic\n  \
+        outrank bench --policies fcfs,outrank --trace log.jsonl --arrivals burst:100\n\n\
+        Exit codes: 0 success, 1 failure, 2 wrong usage or settings."
+)]
+pub(crate) struct Cli {
+    /// Settings file; by default ./outrank.toml, if there is one
+    ///
+    /// Tables [serve], [engine], [policy] and [ranker]; keys are named like the flags, with `_` for `-`. An unknown
+    /// key is an error.
+    #[arg(long, global = true, env = "OUTRANK_CONFIG", value_name = "FILE", help_heading = "Global options")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Print one JSON object on stdout; text for people goes to stderr
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub(crate) json: bool,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The subcommands; each says what it does where its flags are.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Serve(Box<ServeArgs>),
+    Train(TrainArgs),
+    Eval(EvalArgs),
+    Bench(Box<BenchArgs>),
+    Trace(TraceArgs),
+    Explain(ExplainArgs),
+}

@@ -1,0 +1,167 @@
+//! The embedded engine behind the server, in this process: what `serve`, `bench` and `collect` run.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use outrank_core::{Policy, policies};
+use outrank_engine::{Engine, EngineConfig, EngineHandle, Model, ensure_q8_0};
+use outrank_ranker::Ranker;
+use outrank_server::{Drained, EmbeddedEngine, Server, ServerConfig, ServerError, ranker_scores};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::output::note;
+use crate::settings::{EngineSettings, PolicyFlags, set};
+
+/// The file that `make model` fetches.
+const DEFAULT_MODEL: &str = "smollm2-135m-instruct-q4_1.gguf";
+/// Where a checkout keeps it.
+const CHECKOUT_MODELS: &str = ".cache/models";
+
+/// A loaded model.
+pub(crate) struct ModelFile {
+    model: Arc<Model>,
+    name: String,
+}
+
+impl ModelFile {
+    /// Loads the model that the settings name, or the default one.
+    pub(crate) fn open(engine: &EngineSettings) -> Result<Self> {
+        let path = match &engine.model {
+            Some(path) => path.clone(),
+            None => default_model()?,
+        };
+        let model = Model::load(&path)?;
+        let name = model.name().trim().to_lowercase().replace(char::is_whitespace, "-");
+        Ok(Self { model: Arc::new(model), name })
+    }
+
+    /// Its name in the API.
+    pub(crate) fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        self.model.path()
+    }
+
+    /// Tokens of a bare text.
+    pub(crate) fn count_tokens(&self, text: &str) -> u32 {
+        u32::try_from(self.model.tokenize(text, false, false).len()).unwrap_or(u32::MAX)
+    }
+}
+
+/// The default model, as Q8_0.
+fn default_model() -> Result<PathBuf> {
+    let user = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))
+        .map(|cache| cache.join("outrank/models"));
+    let folders: Vec<PathBuf> = [Some(PathBuf::from(CHECKOUT_MODELS)), user].into_iter().flatten().collect();
+    let Some(folder) = folders.iter().find(|folder| folder.join(DEFAULT_MODEL).is_file()) else {
+        let looked: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
+        bail!(
+            "no model: {DEFAULT_MODEL} is not in {}; run `make model` to fetch it, or name a GGUF file with --model",
+            looked.join(" or ")
+        );
+    };
+    Ok(ensure_q8_0(&folder.join(DEFAULT_MODEL), folder)?)
+}
+
+/// Seats of the engine, with the default resolved.
+pub(crate) fn seats(engine: &EngineSettings) -> u32 {
+    engine.seats.unwrap_or_else(|| EngineConfig::default().seats)
+}
+
+/// What a host runs.
+pub(crate) struct HostConfig {
+    pub(crate) engine: EngineConfig,
+    pub(crate) server: ServerConfig,
+    pub(crate) policy: Box<dyn Policy>,
+    pub(crate) ranker: Option<Ranker>,
+}
+
+impl HostConfig {
+    /// A host on a free local port, whose requests may be as long as the context.
+    pub(crate) fn new(
+        policy: &str,
+        engine: &EngineSettings,
+        flags: &PolicyFlags,
+        ranker: Option<Ranker>,
+    ) -> Result<Self> {
+        let policy = policies::by_name(policy, &flags.settings()?).context("no such policy")?;
+        let mut config = EngineConfig::default();
+        set(&mut config.seats, engine.seats);
+        set(&mut config.context_tokens, engine.context);
+        set(&mut config.threads, engine.threads);
+        set(&mut config.max_queue_requests, engine.queue);
+        set(&mut config.prefill_chunk_tokens, engine.prefill_chunk);
+        set(&mut config.kv_blocks, engine.kv_blocks);
+        // More seats need a larger step, unless it was chosen.
+        config.step_tokens = engine.step_tokens.unwrap_or(config.step_tokens.max(config.seats.saturating_mul(2)));
+        config.step_log.clone_from(&engine.step_log);
+        let server = ServerConfig { port: 0, default_max_tokens: config.context_tokens, ..ServerConfig::default() };
+        Ok(Self { engine: config, server, policy, ranker })
+    }
+
+    /// Makes room for so many waiting requests.
+    pub(crate) fn queue_at_least(&mut self, requests: usize) {
+        self.engine.max_queue_requests = self.engine.max_queue_requests.max(requests);
+    }
+}
+
+/// A running server with its engine.
+pub(crate) struct Host {
+    url: String,
+    engine: EngineHandle,
+    shutdown: oneshot::Sender<()>,
+    serving: JoinHandle<Result<Drained, ServerError>>,
+}
+
+impl Host {
+    /// Takes the port, starts the engine, and serves.
+    pub(crate) async fn start(model: &ModelFile, config: HostConfig) -> Result<Self> {
+        let HostConfig { engine, mut server, policy, ranker } = config;
+        if server.model_name == ServerConfig::default().model_name {
+            server.model_name = model.name();
+        }
+        let context_tokens = engine.context_tokens;
+        let engine = Engine::start(Arc::clone(&model.model), engine, policy)?;
+        let backend = Arc::new(EmbeddedEngine::new(engine.clone(), context_tokens));
+        let server = Server::bind(server, backend, ranker.map(ranker_scores)).await?;
+        let url = format!("http://{}", server.local_addr());
+        let (shutdown, signal) = oneshot::channel::<()>();
+        // Dropping the sender shuts the server down too: a host that is forgotten does not live on.
+        let serving = tokio::spawn(server.run(async move { drop(signal.await) }));
+        Ok(Self { url, engine, shutdown, serving })
+    }
+
+    /// Where it listens.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Returns when the server has broken, which it does not do by itself; cancel safe.
+    pub(crate) async fn broken(&mut self) -> anyhow::Error {
+        match (&mut self.serving).await {
+            Ok(Err(error)) => error.into(),
+            Ok(Ok(_)) => anyhow::anyhow!("the server ended"),
+            Err(error) => error.into(),
+        }
+    }
+
+    /// Lets what runs finish, and stops the server and the engine.
+    pub(crate) async fn stop(self) -> Result<()> {
+        // An error means that the server has ended already, which the next line tells.
+        let _ = self.shutdown.send(());
+        let drained = self.serving.await??;
+        let engine = self.engine;
+        tokio::task::spawn_blocking(move || engine.shutdown()).await?;
+        if drained.abandoned_requests > 0 {
+            note(&format!("{} requests did not finish in time and were given up", drained.abandoned_requests));
+        }
+        Ok(())
+    }
+}

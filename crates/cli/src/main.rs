@@ -1,0 +1,49 @@
+//! `outrank`: LLM serving in the order of a learned rank. The help texts are the documentation.
+
+mod args;
+mod arrivals;
+mod bench;
+mod error;
+mod eval;
+mod explain;
+mod files;
+mod host;
+mod http;
+mod output;
+mod progress;
+mod serve;
+mod settings;
+mod trace;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::output::Output;
+use crate::settings::FileSettings;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(if error::is_usage(&error) { 2 } else { 1 })
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<()> {
+    let output = Output::new(cli.json);
+    let file = || FileSettings::load(cli.config.as_deref());
+    match cli.command {
+        Command::Serve(command) => serve::run(*command, file()?, &output),
+        Command::Train(command) => train::run(&command, &output),
+        Command::Eval(command) => eval::run(&command, &output),
+        Command::Bench(command) => bench::run(*command, file()?, &output),
+        Command::Trace(command) => trace::run(command.command, file, &output),
+        Command::Explain(command) => explain::run(&command, file()?, &output),
+    }
+}

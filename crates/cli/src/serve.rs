@@ -1,0 +1,121 @@
+//! `outrank serve`.
+
+use anyhow::{Context, Result};
+use clap::Args;
+use outrank_core::policies;
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::host::{Host, HostConfig, ModelFile};
+use crate::output::{Output, note};
+use crate::settings::{EngineSettings, FileSettings, PolicyFlags, RankerSettings, ServeSettings, set};
+
+const DEFAULT_PORT: u16 = 8000;
+/// What a shell reports for a program that Ctrl-C ended.
+const INTERRUPTED: i32 = 130;
+
+/// Serve a model over the OpenAI API, in learned-rank order
+///
+/// Answers /v1/chat/completions, /v1/completions and /v1/models, streaming or whole. Every request is scored by the ranker
+/// and gets a virtual deadline, arrival + min(stretch x expected service, patience); the earliest goes first.
+/// /v1/outrank/requests/ID tells where a request stands and why; /metrics, /health/live and /health/ready are for machines.
+///
+/// On SIGTERM or Ctrl-C it accepts no more, finishes what runs within --drain-s, and exits; a second one ends it at once.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    outrank serve\n  \
+    outrank serve --model llama.gguf --seats 16 --context 4096 --ranker my.outrank --host 0.0.0.0 --api-key secret\n  \
+    OUTRANK_POLICY=fcfs outrank serve\n\n\
+    outrank.toml:\n  \
+    [serve]\n  port = 8080\n  [engine]\n  seats = 16\n  [policy]\n  stretch = 5.0\n\n\
+    OUTRANK_LOG sets what is logged to stderr: error, warn (default), info, debug.")]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    serve: ServeSettings,
+    #[command(flatten)]
+    engine: EngineSettings,
+    #[command(flatten)]
+    policy: PolicyFlags,
+    #[command(flatten)]
+    ranker: RankerSettings,
+}
+
+/// What `--json` prints when the server is ready.
+#[derive(Serialize)]
+struct Ready<'a> {
+    url: &'a str,
+    model: &'a str,
+    policy: &'a str,
+    seats: u32,
+    context_tokens: u32,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: ServeArgs, file: FileSettings, output: &Output) -> Result<()> {
+    start_log();
+    let serve = args.serve.or(file.serve);
+    let engine = args.engine.or(file.engine);
+    let ranker = args.ranker.or(file.ranker).load()?;
+    let policy = serve.policy.clone().unwrap_or_else(|| policies::NAMES[0].to_owned());
+    let order = match &ranker {
+        Some(_) => format!("ordered by {policy}"),
+        None => format!("ordered by {policy} without a ranker"),
+    };
+    let mut config = HostConfig::new(&policy, &engine, &args.policy.or(file.policy), ranker)?;
+    config.server = outrank_server::ServerConfig { port: DEFAULT_PORT, ..outrank_server::ServerConfig::default() };
+    set(&mut config.server.host, serve.host);
+    set(&mut config.server.port, serve.port);
+    set(&mut config.server.default_max_tokens, serve.default_max_tokens);
+    set(&mut config.server.drain_timeout_s, serve.drain_s);
+    config.server.api_keys.extend(serve.api_key.clone());
+    let model = ModelFile::open(&engine)?;
+    let name = serve.model_name.unwrap_or_else(|| model.name());
+    config.server.model_name.clone_from(&name);
+    let (seats, context_tokens) = (config.engine.seats, config.engine.context_tokens);
+    note(&format!(
+        "serving {name} ({}), {order}: {seats} seats of {context_tokens} tokens, {} threads",
+        model.path().display(),
+        config.engine.threads()
+    ));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("async runtime")?;
+    runtime.block_on(async {
+        let mut host = Host::start(&model, config).await?;
+        let url = host.url().to_owned();
+        let ready = Ready { url: &url, model: &name, policy: &policy, seats, context_tokens };
+        output.result(&ready, &ready_text(&url, &name, serve.api_key.is_some()))?;
+        tokio::select! {
+            error = host.broken() => return Err(error),
+            asked = shutdown() => asked?,
+        }
+        note("stopping: no new requests; those that run may finish (again to stop at once)");
+        tokio::spawn(async {
+            if shutdown().await.is_ok() {
+                std::process::exit(INTERRUPTED);
+            }
+        });
+        host.stop().await
+    })
+}
+
+fn ready_text(url: &str, model: &str, key: bool) -> String {
+    let key = if key { " -H 'Authorization: Bearer KEY'" } else { "" };
+    format!(
+        "ready on {url}, try:\n  \
+         curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' \\\n    \
+         -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"What is the capital of France?\"}}]}}'"
+    )
+}
+
+async fn shutdown() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        interrupted = tokio::signal::ctrl_c() => interrupted.context("Ctrl-C"),
+    }
+}
+
+fn start_log() {
+    let filter = EnvFilter::try_from_env("OUTRANK_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

@@ -1,0 +1,256 @@
+//! Settings of the server, the engine, the policies and the ranker: flags, then environment, then file.
+//!
+//! Each setting is declared once, as a flag, a variable and a key of the file at the same time.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use outrank_core::policies::{NAMES, PolicySettings};
+use serde::Deserialize;
+
+use crate::error::usage;
+
+/// The file that is read when none is named.
+const DEFAULT_FILE: &str = "outrank.toml";
+
+macro_rules! settings {
+    ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Default, clap::Args, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub(crate) struct $name { $($(#[$field_meta])* pub(crate) $field: Option<$type>,)* }
+
+        impl $name {
+            /// These settings, and those of the file where these are not set.
+            pub(crate) fn or(self, file: Self) -> Self {
+                Self { $($field: self.$field.or(file.$field),)* }
+            }
+        }
+    };
+}
+
+settings! {
+    /// Table `[serve]`.
+    ServeSettings {
+        /// Order of requests: outrank, fcfs, ltr, oracle-sjf or oracle-srtf [default: outrank]
+        #[arg(long, env = "OUTRANK_POLICY", value_name = "NAME", value_parser = policy_name)]
+        policy: String,
+        /// Address to listen on [default: 127.0.0.1]
+        #[arg(long, env = "OUTRANK_HOST", value_name = "HOST")]
+        host: String,
+        /// Port to listen on; 0 takes a free one [default: 8000]
+        #[arg(long, env = "OUTRANK_PORT", value_name = "PORT")]
+        port: u16,
+        /// Name of the model in the API [default: the model's own]
+        #[arg(long, env = "OUTRANK_MODEL_NAME", value_name = "NAME")]
+        model_name: String,
+        /// Clients must send this key as `Authorization: Bearer KEY` [default: none needed]
+        #[arg(long, env = "OUTRANK_API_KEY", value_name = "KEY", hide_env_values = true)]
+        api_key: String,
+        /// Output limit of requests that name none, in tokens [default: 512]
+        #[arg(long, env = "OUTRANK_DEFAULT_MAX_TOKENS", value_name = "TOKENS")]
+        default_max_tokens: u32,
+        /// Seconds that running requests may take to finish on SIGTERM or Ctrl-C [default: 30]
+        #[arg(long, env = "OUTRANK_DRAIN_S", value_name = "SECONDS")]
+        drain_s: u64,
+    }
+}
+
+settings! {
+    /// Table `[engine]`.
+    EngineSettings {
+        /// Model, a GGUF file [default: SmolLM2-135M-Instruct as `make model` fetches it, requantised to Q8_0 once]
+        #[arg(long, env = "OUTRANK_MODEL", value_name = "FILE", help_heading = "Engine")]
+        model: PathBuf,
+        /// Requests in the batch at once [default: 8]
+        #[arg(long, env = "OUTRANK_SEATS", value_name = "N", help_heading = "Engine")]
+        seats: u32,
+        /// Longest prompt and answer together, in tokens; memory is taken for seats x context [default: 2048]
+        #[arg(long, env = "OUTRANK_CONTEXT", value_name = "TOKENS", help_heading = "Engine")]
+        context: u32,
+        /// Threads of the model; fewer can be faster on a busy machine [default: one per core]
+        #[arg(long, env = "OUTRANK_THREADS", value_name = "N", help_heading = "Engine")]
+        threads: u32,
+        /// Waiting requests at most; beyond it clients get 429 and Retry-After [default: 1024]
+        #[arg(long, env = "OUTRANK_QUEUE", value_name = "N", help_heading = "Engine")]
+        queue: usize,
+        /// Tokens of one step, decode and prefill together [default: 256]
+        #[arg(long, env = "OUTRANK_STEP_TOKENS", value_name = "TOKENS", help_heading = "Engine")]
+        step_tokens: u32,
+        /// Prefill tokens of one step while others decode: bounds the gap that a long prompt opens [default: 32]
+        #[arg(long, env = "OUTRANK_PREFILL_CHUNK", value_name = "TOKENS", help_heading = "Engine")]
+        prefill_chunk: u32,
+        /// KV memory in blocks of 16 tokens [default: what all seats at full context need]
+        #[arg(long, env = "OUTRANK_KV_BLOCKS", value_name = "BLOCKS", help_heading = "Engine")]
+        kv_blocks: u32,
+        /// Write one JSON line per engine step to this file
+        #[arg(long, env = "OUTRANK_STEP_LOG", value_name = "FILE", help_heading = "Engine")]
+        step_log: PathBuf,
+    }
+}
+
+settings! {
+    /// Table `[policy]`.
+    PolicyFlags {
+        /// outrank: seconds of waiting that a second of expected service is worth; 0 is FCFS [default: 10]
+        #[arg(long, env = "OUTRANK_STRETCH", value_name = "RATIO", help_heading = "Policy")]
+        stretch: f64,
+        /// outrank: longest head start of any later arrival, in seconds [default: 120]
+        #[arg(long, env = "OUTRANK_PATIENCE_S", value_name = "SECONDS", help_heading = "Policy")]
+        patience_s: f64,
+        /// outrank: preempt only for a gain of this many seconds in the deadline [default: 1]
+        #[arg(long, env = "OUTRANK_MIN_GAIN_S", value_name = "SECONDS", help_heading = "Policy")]
+        min_gain_s: f64,
+        /// outrank: ... and of this multiple of what the switch costs [default: 20]
+        #[arg(long, env = "OUTRANK_SWITCH_COST_FACTOR", value_name = "RATIO", help_heading = "Policy")]
+        switch_cost_factor: f64,
+        /// outrank: requests paused in one step; 0 switches preemption off [default: 1]
+        #[arg(long, env = "OUTRANK_MAX_PREEMPTIONS_PER_STEP", value_name = "N", help_heading = "Policy")]
+        max_preemptions_per_step: u32,
+        /// outrank: times that one request may be paused [default: 3]
+        #[arg(long, env = "OUTRANK_MAX_PREEMPTIONS_PER_REQUEST", value_name = "N", help_heading = "Policy")]
+        max_preemptions_per_request: u32,
+        /// ltr: steps without a turn after which a request is promoted [default: 200]
+        #[arg(long, env = "OUTRANK_LTR_THRESHOLD_STEPS", value_name = "STEPS", help_heading = "Policy")]
+        ltr_threshold_steps: u64,
+        /// ltr: steps in the batch that a promotion lasts [default: 10]
+        #[arg(long, env = "OUTRANK_LTR_QUANTUM_STEPS", value_name = "STEPS", help_heading = "Policy")]
+        ltr_quantum_steps: u32,
+    }
+}
+
+settings! {
+    /// Table `[ranker]`.
+    RankerSettings {
+        /// Ranker, a file that `outrank train` wrote [default: the one inside the program]
+        #[arg(long, env = "OUTRANK_RANKER", value_name = "FILE", help_heading = "Ranker")]
+        ranker: PathBuf,
+        /// Predict nothing: every request is ordered as FCFS
+        #[arg(long, env = "OUTRANK_NO_RANKER", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+              default_missing_value = "true", help_heading = "Ranker")]
+        no_ranker: bool,
+    }
+}
+
+/// The settings file.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct FileSettings {
+    pub(crate) serve: ServeSettings,
+    pub(crate) engine: EngineSettings,
+    pub(crate) policy: PolicyFlags,
+    pub(crate) ranker: RankerSettings,
+}
+
+impl FileSettings {
+    /// Reads the named file, or ./outrank.toml if there is one.
+    pub(crate) fn load(path: Option<&Path>) -> Result<Self> {
+        let (path, named) = path.map_or((Path::new(DEFAULT_FILE), false), |path| (path, true));
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if !named && error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => return Err(error).with_context(|| format!("settings file {}", path.display())),
+        };
+        let settings: Self =
+            toml::from_str(&text).map_err(|error| usage(format!("{}: {}", path.display(), error.to_string().trim())))?;
+        if let Some(name) = &settings.serve.policy {
+            policy_name(name).map_err(|error| usage(format!("{}: serve.policy: {error}", path.display())))?;
+        }
+        Ok(settings)
+    }
+}
+
+impl PolicyFlags {
+    /// What the policies are told: the defaults, and what was set.
+    pub(crate) fn settings(&self) -> Result<PolicySettings> {
+        let mut settings = PolicySettings::default();
+        let outrank = &mut settings.outrank;
+        set_positive(&mut outrank.stretch, self.stretch, "stretch")?;
+        set_positive(&mut outrank.patience_s, self.patience_s, "patience_s")?;
+        set_positive(&mut outrank.min_gain_s, self.min_gain_s, "min_gain_s")?;
+        set_positive(&mut outrank.switch_cost_factor, self.switch_cost_factor, "switch_cost_factor")?;
+        set(&mut outrank.max_preemptions_per_step, self.max_preemptions_per_step);
+        set(&mut outrank.max_preemptions_per_request, self.max_preemptions_per_request);
+        set(&mut settings.ltr.threshold_steps, self.ltr_threshold_steps);
+        set(&mut settings.ltr.quantum_steps, self.ltr_quantum_steps);
+        Ok(settings)
+    }
+}
+
+impl RankerSettings {
+    /// The ranker to serve with, if any.
+    pub(crate) fn load(&self) -> Result<Option<outrank_ranker::Ranker>> {
+        match (self.no_ranker.unwrap_or(false), &self.ranker) {
+            (true, Some(_)) => Err(usage("--ranker and --no-ranker exclude each other: keep one")),
+            (true, None) => Ok(None),
+            (false, path) => crate::files::ranker(path.as_deref()).map(Some),
+        }
+    }
+}
+
+/// Sets what was given.
+pub(crate) fn set<T>(target: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *target = value;
+    }
+}
+
+fn set_positive(target: &mut f64, value: Option<f64>, name: &str) -> Result<()> {
+    match value {
+        Some(value) if !(value.is_finite() && value >= 0.0) => {
+            Err(usage(format!("{name} = {value}: must be a finite number of at least 0")))
+        }
+        _ => {
+            set(target, value);
+            Ok(())
+        }
+    }
+}
+
+/// Checks the name of a policy.
+pub(crate) fn policy_name(name: &str) -> std::result::Result<String, String> {
+    if NAMES.contains(&name) {
+        return Ok(name.to_owned());
+    }
+    Err(format!("no policy is called {name:?}; choose from {}", NAMES.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> Result<FileSettings> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("outrank.toml");
+        std::fs::write(&path, text)?;
+        FileSettings::load(Some(&path))
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let file = file("[policy]\nstretch = 3\npatience_s = 7\n").unwrap();
+        let flags = PolicyFlags { stretch: Some(5.0), ..PolicyFlags::default() };
+        let settings = flags.or(file.policy).settings().unwrap();
+        assert_eq!((settings.outrank.stretch, settings.outrank.patience_s), (5.0, 7.0));
+        assert_eq!(settings.ltr, PolicySettings::default().ltr);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_file() {
+        let error = file("[engine]\nseatz = 3\n").unwrap_err();
+        let text = format!("{error:#}");
+        assert!(text.contains("outrank.toml") && text.contains("seatz") && crate::error::is_usage(&error), "{text}");
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_refused_wherever_it_comes_from() {
+        let settings = file("[policy]\nstretch = nan\n").unwrap();
+        assert!(format!("{:#}", settings.policy.settings().unwrap_err()).contains("stretch"));
+        assert!(format!("{:#}", file("[serve]\npolicy = \"sjf\"\n").unwrap_err()).contains("oracle-sjf"));
+    }
+
+    #[test]
+    fn a_named_file_that_is_missing_is_an_error() {
+        assert!(FileSettings::load(Some(Path::new("/nonexistent/outrank.toml"))).is_err());
+    }
+}

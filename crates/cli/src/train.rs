@@ -1,0 +1,133 @@
+//! `outrank train`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use outrank_ranker::{TraceFile, TrainConfig, TrainReport};
+use serde::Serialize;
+
+use crate::files;
+use crate::output::{Output, plural};
+use crate::progress::Progress;
+
+/// Train a ranker on a trace of prompts and answer lengths
+///
+/// Learns to order requests by the length of their answers (ListMLE over hashed words and cheap facts about the prompt),
+/// and to predict that length in tokens with a spread. A fifth of the prompts, chosen by a hash of their text, is held
+/// out: the ranker never learns from them, and its tau-b on them is reported.
+///
+/// A trace is a file of JSON lines, plain or gzip, with at least {"prompt": "...", "output_tokens": 123} each;
+/// `outrank trace --help` says more.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    outrank train --trace log.jsonl.gz --out my.outrank\n  \
+    outrank train --trace a.jsonl --trace b.jsonl --all --out my.outrank    learn from everything, once it is good\n  \
+    outrank serve --ranker my.outrank")]
+pub(crate) struct TrainArgs {
+    /// Trace to learn from; repeatable
+    #[arg(long = "trace", value_name = "FILE", required = true)]
+    traces: Vec<PathBuf>,
+    /// Ranker file to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Learn from the held-out fifth as well; nothing is then left to judge by
+    #[arg(long)]
+    all: bool,
+    /// Seed of lists and ties; the same seed and traces give the same file
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Licence to write into the ranker file
+    #[arg(long, value_name = "TEXT", default_value = "unknown")]
+    licence: String,
+    /// Licence of each trace, in order, for the ranker file
+    #[arg(long, value_name = "TEXT")]
+    trace_licence: Vec<String>,
+    /// Weight of each trace's rows, in order [default: 1]
+    #[arg(long, value_name = "WEIGHT")]
+    trace_weight: Vec<f64>,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    /// Where the ranker is.
+    out: String,
+    #[serde(flatten)]
+    report: &'a TrainReport,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &TrainArgs, output: &Output) -> Result<()> {
+    let files = args.files()?;
+    let config = TrainConfig {
+        all: args.all,
+        seed: args.seed,
+        licence: args.licence.clone(),
+        command: args.command(),
+        ..TrainConfig::default()
+    };
+    let progress = Progress::new("train", 1);
+    let (ranker, report) = outrank_ranker::train(&config, &files, &mut |step| {
+        let tau_b = step.tau_b.map(|tau_b| format!(", tau-b {tau_b:.3}")).unwrap_or_default();
+        progress.message(format!("{}{tau_b}", step.stage));
+        progress.set(step.done, step.of);
+    })?;
+    drop(progress);
+    ranker.save(&args.out)?;
+    let out = args.out.display().to_string();
+    let text = text(&out, &report);
+    output.result(&Report { out, report: &report }, &text)
+}
+
+impl TrainArgs {
+    fn files(&self) -> Result<Vec<TraceFile>> {
+        for (flag, count) in [("--trace-licence", self.trace_licence.len()), ("--trace-weight", self.trace_weight.len())] {
+            if count != 0 && count != self.traces.len() {
+                let traces = plural(self.traces.len(), "trace");
+                return Err(crate::error::usage(format!("{flag} is given {count} times for {traces}: give one each")));
+            }
+        }
+        if let Some(weight) = self.trace_weight.iter().find(|weight| !(weight.is_finite() && **weight > 0.0)) {
+            return Err(crate::error::usage(format!("--trace-weight {weight}: must be a positive number")));
+        }
+        if self.out.is_dir() {
+            return Err(crate::error::usage(format!("--out {} is a folder; name a file", self.out.display())));
+        }
+        let mut files = Vec::new();
+        for (index, path) in self.traces.iter().enumerate() {
+            let mut file = TraceFile::new(files::name(path), files::trace(path)?);
+            file.licence = self.trace_licence.get(index).cloned();
+            file.weight = self.trace_weight.get(index).copied().unwrap_or(1.0);
+            files.push(file);
+        }
+        Ok(files)
+    }
+
+    /// The command for the ranker file: names without folders, so that the same data gives the same bytes anywhere.
+    fn command(&self) -> String {
+        let mut command = "outrank train".to_owned();
+        for path in &self.traces {
+            command.push_str(&format!(" --trace {}", files::name(path)));
+        }
+        for licence in &self.trace_licence {
+            command.push_str(&format!(" --trace-licence '{licence}'"));
+        }
+        for weight in &self.trace_weight {
+            command.push_str(&format!(" --trace-weight {weight}"));
+        }
+        command.push_str(if self.all { " --all" } else { "" });
+        format!("{command} --seed {} --licence '{}'", self.seed, self.licence)
+    }
+}
+
+fn text(out: &str, report: &TrainReport) -> String {
+    let held_out = report.held_out.map_or_else(
+        || "nothing held out".into(),
+        |held_out| format!("tau-b {:.3} on {} held-out requests", held_out.tau_b, held_out.requests),
+    );
+    format!(
+        "{out}: learned from {}, {held_out} (cross-validation within what it learned from: {:.3})",
+        plural(report.learned_rows, "request"),
+        report.validation_tau_b
+    )
+}

@@ -1,0 +1,268 @@
+//! The engine thread: commands in, one step after the other, outputs out.
+
+mod switching;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
+
+use outrank_core::{Event, Placement, Plan, Request, RequestId, Scheduler, Slice, Timestamp};
+use tokio::sync::oneshot;
+
+use crate::executor::Executor;
+use crate::handle::{Command, NewRequest, Shared, Snapshot};
+use crate::job::Job;
+use crate::step_log::{StepLog, StepRecord};
+use crate::{EngineStats, FinishReason, Model, SubmitError};
+
+/// How often an engine with requests but nothing to do looks again. A correct scheduler never gets it there.
+const IDLE_RETRY: Duration = Duration::from_millis(100);
+
+/// Owner of the llama context and of the scheduler.
+pub(crate) struct Worker<'m> {
+    model: &'m Model,
+    executor: Executor<'m>,
+    scheduler: Scheduler,
+    jobs: HashMap<RequestId, Job>,
+    /// Who sits where.
+    seats: Vec<Option<RequestId>>,
+    /// Whether submissions are refused.
+    draining: bool,
+    /// Who waits until the engine has drained.
+    drain_waiters: Vec<oneshot::Sender<()>>,
+    stats: EngineStats,
+    log: Option<StepLog>,
+    shared: Arc<Shared>,
+    epoch: Instant,
+}
+
+/// What a step brought a request.
+enum Outcome {
+    /// One output token; the reason if it was the last.
+    Token(Option<FinishReason>),
+    /// It cannot go on, for this reason.
+    Failed(String),
+}
+
+/// Whether the engine goes on.
+#[derive(PartialEq, Eq)]
+enum Flow {
+    Continue,
+    Stop,
+}
+
+impl<'m> Worker<'m> {
+    pub(crate) fn new(
+        model: &'m Model,
+        executor: Executor<'m>,
+        scheduler: Scheduler,
+        log: Option<StepLog>,
+        shared: Arc<Shared>,
+        epoch: Instant,
+    ) -> Self {
+        let seats = vec![None; executor.seats() as usize];
+        let worker = Self {
+            model,
+            executor,
+            scheduler,
+            jobs: HashMap::new(),
+            seats,
+            draining: false,
+            drain_waiters: Vec::new(),
+            stats: EngineStats::default(),
+            log,
+            shared,
+            epoch,
+        };
+        worker.publish();
+        worker
+    }
+
+    /// Serves until it is told to stop or nobody can send commands any more.
+    pub(crate) fn run(&mut self, inbox: &Receiver<Command>) {
+        let mut plan = Plan::default();
+        loop {
+            if self.take_commands(inbox) == Flow::Stop {
+                return;
+            }
+            self.answer_drain();
+            plan.clone_from(self.scheduler.plan(self.now()));
+            if plan.is_idle() {
+                if self.wait(inbox) == Flow::Stop {
+                    return;
+                }
+            } else {
+                self.execute(&plan);
+            }
+            self.publish();
+        }
+    }
+
+    /// Fails every request that is left.
+    pub(crate) fn fail_all(&mut self, reason: &str) {
+        for job in self.jobs.values() {
+            job.fail(reason);
+        }
+        self.jobs.clear();
+    }
+
+    fn now(&self) -> Timestamp {
+        self.at(Instant::now())
+    }
+
+    fn at(&self, instant: Instant) -> Timestamp {
+        Timestamp::ZERO + instant.saturating_duration_since(self.epoch)
+    }
+
+    fn publish(&self) {
+        self.shared.publish(Snapshot {
+            counters: self.scheduler.counters(),
+            stats: self.stats,
+            service: self.scheduler.service(),
+        });
+    }
+
+    fn take_commands(&mut self, inbox: &Receiver<Command>) -> Flow {
+        loop {
+            match inbox.try_recv() {
+                Ok(command) => {
+                    if self.obey(command) == Flow::Stop {
+                        return Flow::Stop;
+                    }
+                }
+                Err(TryRecvError::Empty) => return Flow::Continue,
+                // Nobody can submit or listen any more.
+                Err(TryRecvError::Disconnected) => return Flow::Stop,
+            }
+        }
+    }
+
+    /// Sleeps until the next command.
+    fn wait(&mut self, inbox: &Receiver<Command>) -> Flow {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
+        let command = if self.jobs.is_empty() {
+            inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else {
+            inbox.recv_timeout(IDLE_RETRY)
+        };
+        match command {
+            Ok(command) => self.obey(command),
+            Err(RecvTimeoutError::Timeout) => {
+                tracing::warn!(requests = self.jobs.len(), "requests are left, but the plan is empty");
+                Flow::Continue
+            }
+            Err(RecvTimeoutError::Disconnected) => Flow::Stop,
+        }
+    }
+
+    fn obey(&mut self, command: Command) -> Flow {
+        match command {
+            Command::Submit(new) => self.submit(*new),
+            Command::Score(id, score) => self.scheduler.observe(self.now(), Event::Scored(id, score)),
+            Command::Cancel(id) => {
+                if self.jobs.contains_key(&id) {
+                    self.leave(id, Event::Cancelled(id));
+                }
+            }
+            Command::Explain(id, reply) => {
+                // Whoever asked may be gone.
+                let _ = reply.send(self.scheduler.explain(self.now(), id));
+            }
+            Command::Drain(done) => {
+                self.draining = true;
+                self.drain_waiters.push(done);
+            }
+            Command::Shutdown => return Flow::Stop,
+        }
+        Flow::Continue
+    }
+
+    fn submit(&mut self, new: NewRequest) {
+        let NewRequest { id, request, output, reply } = new;
+        let facts = Request {
+            id,
+            arrival: self.at(request.arrival),
+            prompt_tokens: u32::try_from(request.prompt.len()).unwrap_or(u32::MAX),
+            max_tokens: request.sampling.max_tokens,
+            true_tokens: request.true_tokens,
+            tenant: request.tenant.clone(),
+            class: request.class.clone(),
+        };
+        let accepted: Result<Placement, SubmitError> = if self.draining {
+            Err(SubmitError::Draining)
+        } else {
+            self.scheduler.submit(self.now(), facts, request.score).map_err(SubmitError::from)
+        };
+        if accepted.is_ok() {
+            self.jobs.insert(id, Job::new(request, output));
+        }
+        // If nobody waits for the answer, the ticket of the request has been dropped and its cancellation is on
+        // the way.
+        let _ = reply.send(accepted);
+    }
+
+    fn answer_drain(&mut self) {
+        if self.jobs.is_empty() {
+            for done in self.drain_waiters.drain(..) {
+                // Whoever waited may be gone.
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn execute(&mut self, plan: &Plan) {
+        let mut record = StepRecord { step: plan.step, ..StepRecord::default() };
+        let started = Instant::now();
+        for pause in &plan.pause {
+            self.pause(*pause);
+            record.paused += 1;
+        }
+        for seated in &plan.seat {
+            self.seat(*seated, started);
+            record.restored += u32::from(seated.restore);
+        }
+        self.close_gaps();
+        record.switch_us = micros(started.elapsed());
+        if !plan.batch.is_empty() {
+            self.forward(&plan.batch, &mut record);
+        }
+    }
+
+    /// One forward pass of the batch, and one token for each sequence at the end of its context.
+    fn forward(&mut self, slices: &[Slice], record: &mut StepRecord) {
+        let started = Instant::now();
+        for slice in slices {
+            let decodes = self.jobs.get(&slice.id).is_some_and(|job| job.decodes(slice));
+            record.add(slice, decodes);
+        }
+        let outcomes = self.decode(slices);
+        let took = started.elapsed();
+        let now = self.now();
+        for (id, outcome) in outcomes {
+            match outcome {
+                Outcome::Token(reason) => {
+                    self.stats.output_tokens += 1;
+                    self.scheduler.observe(now, Event::Token(id));
+                    if reason.is_some() {
+                        self.leave(id, Event::Finished(id));
+                    }
+                }
+                Outcome::Failed(reason) => self.fail(id, &reason),
+            }
+        }
+        self.scheduler.observe(now, Event::StepTook(took));
+        self.stats.record_step(took);
+        self.stats.prefill_tokens += u64::from(record.prefill_tokens);
+        record.duration_us = micros(took);
+        if let Some(log) = &mut self.log {
+            log.write(record);
+        }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,213 @@
+//! From a raw score to tokens: a monotone curve and how far the truth strays from it.
+//!
+//! The median of ln(tokens) given the raw score is fitted by isotonic regression (pool adjacent violators;
+//! Barlow et al., "Statistical Inference under Order Restrictions", 1972) on scores of requests that
+//! the scoring model did not learn from, summed up in at most [`MAX_KNOTS`] knots and blended with the
+//! straight line of least squares, so that the curve rises strictly and keeps every order of scores.
+
+use outrank_core::Score;
+use serde::{Deserialize, Serialize};
+
+/// Most knots of a curve.
+pub const MAX_KNOTS: usize = 24;
+
+/// Fewest requests that one knot sums up.
+const MIN_PER_KNOT: usize = 12;
+
+/// Share of the straight line in the curve.
+const LINE_SHARE: f64 = 0.15;
+
+/// Requests that the overall spread is worth against a knot's own.
+const SPREAD_PRIOR: f64 = 30.0;
+
+/// Bounds of the spread: the standard deviation of ln(tokens).
+const SPREAD_BOUNDS: (f64, f64) = (0.05, 3.0);
+
+/// The longest length that is ever predicted, in tokens; the shortest is one.
+const MAX_TOKENS: f64 = 1e6;
+
+/// A strictly rising, piecewise linear curve from raw score to ln(tokens), with a spread at each knot.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    raw: Vec<f32>,
+    ln_tokens: Vec<f32>,
+    spread: Vec<f32>,
+    /// Rise of ln(tokens) per unit of raw score beyond the ends.
+    slope: f32,
+}
+
+impl Calibration {
+    /// Fits the curve to raw scores and the ln(tokens) that came of them.
+    ///
+    /// `None` where fewer than two requests are given, or a value is not finite.
+    ///
+    /// # Panics
+    /// Where the slices differ in length.
+    pub fn fit(raw: &[f64], ln_tokens: &[f64]) -> Option<Self> {
+        assert_eq!(raw.len(), ln_tokens.len(), "one length a score");
+        if raw.len() < 2 || raw.iter().chain(ln_tokens).any(|value| !value.is_finite()) {
+            return None;
+        }
+        let mut points: Vec<(f64, f64)> = raw.iter().copied().zip(ln_tokens.iter().copied()).collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
+        let line = Line::fit(&points);
+        let rising = isotonic(&points.iter().map(|point| point.1).collect::<Vec<_>>());
+        let size = points.len().div_ceil(MAX_KNOTS).max(MIN_PER_KNOT.min(points.len()));
+        let overall = mean(points.iter().zip(&rising).map(|(point, fit)| (point.1 - fit).powi(2)));
+        let mut curve = Self { raw: vec![], ln_tokens: vec![], spread: vec![], slope: line.slope as f32 };
+        for (chunk, fits) in points.chunks(size).zip(rising.chunks(size)) {
+            let x = mean(chunk.iter().map(|point| point.0));
+            let y = (1.0 - LINE_SHARE) * mean(fits.iter().copied()) + LINE_SHARE * line.at(x);
+            let squares: f64 = chunk.iter().map(|point| (point.1 - y).powi(2)).sum();
+            let variance = (squares + SPREAD_PRIOR * overall) / (chunk.len() as f64 + SPREAD_PRIOR);
+            curve.push(x, y, variance.sqrt());
+        }
+        Some(curve)
+    }
+
+    /// Appends a knot where it keeps the curve strictly rising.
+    fn push(&mut self, x: f64, y: f64, spread: f64) {
+        let (x, y) = (x as f32, y as f32);
+        let rises = self.raw.last().is_none_or(|&last| x > last)
+            && self.ln_tokens.last().is_none_or(|&last| y > last);
+        if rises {
+            self.raw.push(x);
+            self.ln_tokens.push(y);
+            self.spread.push(spread.clamp(SPREAD_BOUNDS.0, SPREAD_BOUNDS.1) as f32);
+        }
+    }
+
+    /// Stretches the curve's ln(tokens) to `center + scale * value` and widens the spread by the variance
+    /// `extra`: from standardised lengths to tokens.
+    pub(crate) fn scaled(mut self, center: f64, scale: f64, extra: f64) -> Self {
+        for value in &mut self.ln_tokens {
+            *value = (center + scale * f64::from(*value)) as f32;
+        }
+        for value in &mut self.spread {
+            let wide = ((scale * f64::from(*value)).powi(2) + extra).sqrt();
+            *value = wide.clamp(SPREAD_BOUNDS.0, SPREAD_BOUNDS.1) as f32;
+        }
+        self.slope *= scale as f32;
+        self
+    }
+
+    /// True where a file's curve can be used: knots in order, numbers finite.
+    pub(crate) fn is_sound(&self) -> bool {
+        let rising = |values: &[f32]| values.windows(2).all(|pair| pair[0] < pair[1]);
+        let all = self.raw.iter().chain(&self.ln_tokens).chain(&self.spread);
+        !self.raw.is_empty()
+            && self.raw.len() == self.ln_tokens.len()
+            && self.raw.len() == self.spread.len()
+            && all.chain([&self.slope]).all(|value| value.is_finite())
+            && rising(&self.raw)
+            && self.slope > 0.0
+            && self.spread.iter().all(|&spread| spread >= 0.0)
+    }
+
+    /// The predicted ln(tokens) and its spread for a raw score.
+    pub fn predict(&self, raw: f32) -> (f32, f32) {
+        let last = self.raw.len() - 1;
+        let above = self.raw.partition_point(|&knot| knot <= raw);
+        if above == 0 {
+            return (self.ln_tokens[0] + self.slope * (raw - self.raw[0]), self.spread[0]);
+        }
+        if above > last {
+            return (self.ln_tokens[last] + self.slope * (raw - self.raw[last]), self.spread[last]);
+        }
+        let share = (raw - self.raw[above - 1]) / (self.raw[above] - self.raw[above - 1]);
+        let between = |values: &[f32]| values[above - 1] + share * (values[above] - values[above - 1]);
+        (between(&self.ln_tokens), between(&self.spread))
+    }
+
+    /// The predicted length for a raw score, from 1 to a million tokens.
+    pub fn score(&self, raw: f32) -> Score {
+        let (ln_tokens, spread) = self.predict(if raw.is_finite() { raw } else { 0.0 });
+        let median = libm::exp(f64::from(ln_tokens).clamp(0.0, libm::log(MAX_TOKENS)));
+        Score::new(median as f32, spread).expect("a sound curve gives a positive median and a finite spread")
+    }
+}
+
+struct Line {
+    slope: f64,
+    mean_x: f64,
+    mean_y: f64,
+}
+
+impl Line {
+    /// Least squares; the slope is kept above zero, so that no order is lost.
+    fn fit(points: &[(f64, f64)]) -> Self {
+        let mean_x = mean(points.iter().map(|point| point.0));
+        let mean_y = mean(points.iter().map(|point| point.1));
+        let xx: f64 = points.iter().map(|point| (point.0 - mean_x).powi(2)).sum();
+        let xy: f64 = points.iter().map(|point| (point.0 - mean_x) * (point.1 - mean_y)).sum();
+        let slope = if xx > 0.0 { (xy / xx).max(1e-3) } else { 1e-3 };
+        Self { slope, mean_x, mean_y }
+    }
+
+    fn at(&self, x: f64) -> f64 {
+        self.mean_y + self.slope * (x - self.mean_x)
+    }
+}
+
+/// The rising sequence nearest to `values` in squared error: pool adjacent violators.
+fn isotonic(values: &[f64]) -> Vec<f64> {
+    let mut blocks: Vec<(f64, usize)> = Vec::new();
+    for &value in values {
+        let mut block = (value, 1);
+        while let Some(&(before, count)) = blocks.last() {
+            if before / count as f64 <= block.0 / block.1 as f64 {
+                break;
+            }
+            block = (block.0 + before, block.1 + count);
+            blocks.pop();
+        }
+        blocks.push(block);
+    }
+    blocks.iter().flat_map(|&(sum, count)| std::iter::repeat_n(sum / count as f64, count)).collect()
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = values.fold((0.0, 0usize), |(sum, count), value| (sum + value, count + 1));
+    if count == 0 { 0.0 } else { sum / count as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn isotonic_regression_pools_what_falls() {
+        assert_eq!(isotonic(&[1.0, 3.0, 2.0, 4.0]), [1.0, 2.5, 2.5, 4.0]);
+        assert_eq!(isotonic(&[3.0, 2.0, 1.0]), [2.0, 2.0, 2.0]);
+    }
+
+    #[test]
+    fn the_curve_rises_strictly_whatever_it_is_fitted_to() {
+        for shape in [|x: f64| x.sin(), |x: f64| -x, |_: f64| 1.0, |x: f64| (x / 50.0).exp()] {
+            let raw: Vec<f64> = (0..300).map(f64::from).collect();
+            let truth: Vec<f64> = raw.iter().map(|&x| shape(x)).collect();
+            let curve = Calibration::fit(&raw, &truth).unwrap();
+            assert!(curve.is_sound(), "{curve:?}");
+            let predicted: Vec<f32> = (-50..350).map(|x| curve.predict(x as f32).0).collect();
+            assert!(predicted.windows(2).all(|pair| pair[0] < pair[1]), "{curve:?}");
+        }
+    }
+
+    #[test]
+    fn a_bent_relation_is_followed_with_its_spread() {
+        let raw: Vec<f64> = (0..2000).map(|n| f64::from(n) / 100.0).collect();
+        let noise = |n: usize| if n.is_multiple_of(2) { 0.3 } else { -0.3 };
+        let truth: Vec<f64> = raw.iter().enumerate().map(|(n, &x)| (x - 10.0).max(0.0) + noise(n)).collect();
+        let curve = Calibration::fit(&raw, &truth).unwrap();
+        let (high, spread) = curve.predict(19.0);
+        assert!((high - 9.0).abs() < 0.6, "{high}");
+        assert!((0.25..0.7).contains(&spread), "{spread}");
+        assert!(curve.predict(4.0).0 < 0.6);
+    }
+
+    #[test]
+    fn nothing_finite_to_fit_gives_no_curve() {
+        assert!(Calibration::fit(&[1.0], &[1.0]).is_none());
+        assert!(Calibration::fit(&[1.0, f64::NAN], &[1.0, 2.0]).is_none());
+    }
+}

@@ -1,0 +1,23 @@
+//! Prompt -> predicted length of the answer -> [`outrank_core::Score`].
+//!
+//! A [`Ranker`] is a sparse linear model over hashed words and cheap facts about the prompt
+//! ([`features`]), trained with ListMLE ([`train`]) on a trace ([`trace`]) of prompts and the lengths that a
+//! model really answered with, and calibrated to tokens ([`calibration`]). Its file is versioned and has a
+//! checksum ([`file`]); how well it orders is measured by Kendall's tau-b ([`tau`], [`evaluate`]).
+
+pub mod calibration;
+pub mod evaluate;
+pub mod features;
+pub mod file;
+mod ranker;
+pub mod shipped;
+pub mod tau;
+pub mod trace;
+pub mod train;
+
+pub use evaluate::{EvalReport, evaluate};
+pub use file::{RankerBytesError, RankerFileError};
+pub use ranker::{Card, HeldOut, Ranker, SourceCard};
+pub use tau::{kendall_tau_b, pairwise_accuracy};
+pub use trace::{TraceError, TraceRecord, read_trace, write_trace};
+pub use train::{Progress, TraceFile, TrainConfig, TrainError, TrainReport, train};

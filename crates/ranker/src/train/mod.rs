@@ -1,0 +1,259 @@
+//! Training: traces in, ranker and report out.
+
+mod data;
+mod fit;
+mod listmle;
+mod ridge;
+
+use half::f16;
+use serde::Serialize;
+
+use crate::calibration::Calibration;
+use crate::evaluate::{EvalReport, evaluate};
+use crate::features::DIMENSIONS;
+use crate::ranker::{Card, HeldOut, Ranker, SourceCard};
+use crate::trace::{TraceRecord, held_out};
+use data::Data;
+
+/// Fewest rows with a length that a ranker is trained from.
+pub const MIN_ROWS: usize = 20;
+
+/// One trace to learn from.
+#[derive(Debug, Clone)]
+pub struct TraceFile {
+    /// Its name, as the card will list it.
+    pub name: String,
+    /// Its licence, where known.
+    pub licence: Option<String>,
+    /// Weight of each of its rows; 1 unless traces are pooled and should be balanced.
+    pub weight: f64,
+    /// Its rows. Rows without a length are left out.
+    pub records: Vec<TraceRecord>,
+}
+
+impl TraceFile {
+    /// A trace of unknown licence whose rows weigh 1.
+    pub fn new(name: impl Into<String>, records: Vec<TraceRecord>) -> Self {
+        Self { name: name.into(), licence: None, weight: 1.0, records }
+    }
+}
+
+/// How to train. The defaults are those that cross-validation chose on many traces.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainConfig {
+    /// Learn from every row; otherwise the held-out fifth ([`held_out`]) is only tested on.
+    pub all: bool,
+    /// Seed of lists and ties.
+    pub seed: u64,
+    /// Folds of the cross-validation, at least 2. The ranker is the mean of the folds' models.
+    pub folds: usize,
+    /// Penalties to choose from, in any unit of standardised squared ln-length.
+    pub penalties: Vec<f64>,
+    /// Most passes of ListMLE.
+    pub epochs: usize,
+    /// Requests in a list.
+    pub list_size: usize,
+    /// AdaGrad's step for up to a thousand rows; it falls with the square root of more.
+    pub learning_rate: f64,
+    /// Licence of the weights, for the card.
+    pub licence: String,
+    /// The command that is being run, for the card.
+    pub command: String,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            all: false,
+            seed: 1,
+            folds: 5,
+            penalties: vec![16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.125],
+            epochs: 16,
+            list_size: 32,
+            learning_rate: 0.1,
+            licence: "unknown".into(),
+            command: "unknown".into(),
+        }
+    }
+}
+
+/// Where training stands.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Progress {
+    /// `features`, `penalty`, `rank` or `test`.
+    pub stage: &'static str,
+    /// Steps of the stage that are done.
+    pub done: usize,
+    /// Steps of the stage.
+    pub of: usize,
+    /// Tau-b of cross-validation, where the step gives one.
+    pub tau_b: Option<f64>,
+}
+
+/// What training found.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TrainReport {
+    /// Rows learned from.
+    pub learned_rows: usize,
+    /// Groups (one model in one file each).
+    pub groups: usize,
+    /// Penalty that cross-validation chose.
+    pub penalty: f64,
+    /// Passes of ListMLE that cross-validation chose.
+    pub epochs: usize,
+    /// Tau-b of cross-validation within the learned part.
+    pub validation_tau_b: f64,
+    /// The held-out result over all files; `None` with [`TrainConfig::all`], or where nothing is held out.
+    pub held_out: Option<HeldOut>,
+    /// The held-out result of each file.
+    pub files: Vec<EvalReport>,
+}
+
+/// Why a ranker could not be trained.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// Too few rows with a length.
+    #[error(
+        "{found} rows with a length to learn from, but at least {needed} are needed; add traces or train with --all"
+    )]
+    TooFew {
+        /// Rows there.
+        found: usize,
+        /// [`MIN_ROWS`].
+        needed: usize,
+    },
+    /// All lengths are equal.
+    #[error("every answer has the same length: there is no order to learn")]
+    NoOrder,
+    /// A setting is out of its range.
+    #[error("{0}")]
+    Config(&'static str),
+}
+
+/// Trains a ranker. The same files in the same order, with the same settings, give the same bytes.
+///
+/// A warm start (ridge regression of ln-lengths, standardised per model) is followed by ListMLE in each
+/// fold of a cross-validation by prompt; penalty and passes are those that order unseen rows best; the
+/// ranker is the mean of the folds' models, and its calibration is fitted to the scores of unseen rows.
+///
+/// # Errors
+/// [`TrainError`].
+pub fn train(
+    config: &TrainConfig,
+    files: &[TraceFile],
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(Ranker, TrainReport), TrainError> {
+    check(config)?;
+    let data = data::build(files, config.all, config.folds)?;
+    if data.label.iter().all(|&label| label.abs() < 1e-9) {
+        return Err(TrainError::NoOrder);
+    }
+    progress(Progress { stage: "features", done: 1, of: 1, tau_b: None });
+    let fit = fit::fit(&data, config, progress);
+    let (weights, shrink) = round_weights(&data, &fit.weights);
+    let calibration = calibrate(&data, &fit.unseen, shrink).ok_or(TrainError::NoOrder)?;
+    let mut ranker =
+        Ranker { weights: weights.into(), calibration, card: card(config, files, &data, fit.tau_b) };
+    let (held_out, reports) = if config.all { (None, Vec::new()) } else { test(&ranker, files) };
+    ranker.card.held_out = held_out;
+    progress(Progress { stage: "test", done: 1, of: 1, tau_b: held_out.map(|h| h.tau_b) });
+    let report = TrainReport {
+        learned_rows: data.rows(),
+        groups: data.groups.len(),
+        penalty: fit.penalty,
+        epochs: fit.epochs,
+        validation_tau_b: fit.tau_b,
+        held_out,
+        files: reports,
+    };
+    Ok((ranker, report))
+}
+
+fn check(config: &TrainConfig) -> Result<(), TrainError> {
+    if config.folds < 2 {
+        return Err(TrainError::Config("folds must be at least 2"));
+    }
+    if config.penalties.is_empty() || config.penalties.iter().any(|p| !(p.is_finite() && *p > 0.0)) {
+        return Err(TrainError::Config("penalties must be positive numbers, at least one"));
+    }
+    if config.list_size < 2 {
+        return Err(TrainError::Config("list_size must be at least 2"));
+    }
+    if !(config.learning_rate.is_finite() && config.learning_rate > 0.0) {
+        return Err(TrainError::Config("learning_rate must be a positive number"));
+    }
+    Ok(())
+}
+
+/// Columns back to features, rounded to half precision. Weights too large for it are all shrunk alike;
+/// returns the factor.
+fn round_weights(data: &Data, columns: &[f64]) -> (Vec<f32>, f64) {
+    let mut weights = vec![0.0f64; DIMENSIONS];
+    for ((&feature, &scale), &weight) in data.features.iter().zip(&data.scales).zip(columns) {
+        weights[feature as usize] = weight * f64::from(scale);
+    }
+    let largest = weights.iter().fold(0.0f64, |largest, weight| largest.max(weight.abs()));
+    let shrink = if largest > 1000.0 { 1000.0 / largest } else { 1.0 };
+    (weights.iter().map(|&weight| f16::from_f64(weight * shrink).to_f32()).collect(), shrink)
+}
+
+/// The curve from raw score to tokens, over all groups: lengths standardised within their group first,
+/// then the mean group's centre and scale; how far the groups' centres lie apart widens the spread.
+/// Training takes ln(1 + tokens); a [`outrank_core::Score`] wants ln(tokens), which differs for short answers.
+fn calibrate(data: &Data, unseen: &[f64], shrink: f64) -> Option<Calibration> {
+    let raw: Vec<f64> = unseen.iter().map(|score| score * shrink).collect();
+    let mut standard = vec![0.0; data.rows()];
+    let mut centers = Vec::new();
+    for group in &data.groups {
+        let ln = |row: usize| {
+            let plus_one = libm::exp(group.mean + group.deviation * data.label[row]);
+            libm::log((plus_one - 1.0).max(1.0))
+        };
+        let count = group.rows.len() as f64;
+        let center = group.rows.iter().map(|&row| ln(row)).sum::<f64>() / count;
+        let squares: f64 = group.rows.iter().map(|&row| (ln(row) - center).powi(2)).sum();
+        let deviation = (squares / count).sqrt().max(1e-3);
+        group.rows.iter().for_each(|&row| standard[row] = (ln(row) - center) / deviation);
+        centers.push((group.weight * count, center, deviation));
+    }
+    let curve = Calibration::fit(&raw, &standard)?;
+    let weight: f64 = centers.iter().map(|(weight, _, _)| weight).sum();
+    let center = centers.iter().map(|(w, center, _)| w * center).sum::<f64>() / weight;
+    let scale = centers.iter().map(|(w, _, deviation)| w * deviation).sum::<f64>() / weight;
+    let apart = centers.iter().map(|(w, own, _)| w * (own - center).powi(2)).sum::<f64>() / weight;
+    Some(curve.scaled(center, scale, apart))
+}
+
+fn card(config: &TrainConfig, files: &[TraceFile], data: &Data, validation_tau_b: f64) -> Card {
+    let learned = |index: usize| data.groups.iter().filter(|g| g.file == index).map(|g| g.rows.len()).sum();
+    let sources = files.iter().enumerate().map(|(index, file)| SourceCard {
+        name: file.name.clone(),
+        licence: file.licence.clone(),
+        rows: file.records.len(),
+        learned_rows: learned(index),
+    });
+    Card {
+        licence: config.licence.clone(),
+        command: config.command.clone(),
+        sources: sources.collect(),
+        seed: config.seed,
+        held_out: None,
+        validation_tau_b: Some(validation_tau_b),
+    }
+}
+
+/// Tests on the held-out rows of each file.
+fn test(ranker: &Ranker, files: &[TraceFile]) -> (Option<HeldOut>, Vec<EvalReport>) {
+    let reports: Vec<EvalReport> = files
+        .iter()
+        .map(|file| {
+            let rows: Vec<&TraceRecord> = file.records.iter().filter(|record| held_out(record)).collect();
+            evaluate(&file.name, ranker, &rows)
+        })
+        .collect();
+    let defined = reports.iter().filter_map(|report| Some((report.requests, report.tau_b?)));
+    let (requests, sum) =
+        defined.fold((0, 0.0), |(n, sum), (requests, tau)| (n + requests, sum + tau * requests as f64));
+    let held_out = (requests > 0).then(|| HeldOut { requests, tau_b: sum / requests as f64 });
+    (held_out, reports)
+}

@@ -1,0 +1,94 @@
+//! What all handlers share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::ServerConfig;
+use crate::backend::Backend;
+use crate::error::ApiError;
+use crate::metrics::Metrics;
+use crate::records::Records;
+use crate::scorer::{ScoreFn, Scorer};
+use crate::wire::Limits;
+
+/// What all handlers share.
+pub(crate) struct App {
+    pub(crate) config: ServerConfig,
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) scorer: Scorer,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) records: Arc<Records>,
+    /// When the server started, in seconds since the Unix epoch.
+    pub(crate) started: u64,
+    /// Cancelled when requests that still run must end now.
+    pub(crate) stop: CancellationToken,
+    draining: AtomicBool,
+}
+
+impl App {
+    pub(crate) fn new(
+        config: ServerConfig,
+        backend: Arc<dyn Backend>,
+        score: Option<ScoreFn>,
+    ) -> std::io::Result<Self> {
+        let metrics = Arc::new(Metrics::new());
+        Ok(Self {
+            scorer: Scorer::start(score, config.max_scoring_queue, Arc::clone(&metrics))?,
+            records: Arc::new(Records::new(config.max_finished_records)),
+            metrics,
+            backend,
+            started: unix_time(),
+            stop: CancellationToken::new(),
+            draining: AtomicBool::new(false),
+            config,
+        })
+    }
+
+    /// From now on, new requests are refused.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Refuses a request that cannot be served: the server is about to exit, or the engine is gone.
+    pub(crate) fn check_ready(&self) -> Result<(), ApiError> {
+        if self.draining.load(Ordering::Acquire) {
+            return Err(self.shutting_down());
+        }
+        match self.backend.stopped() {
+            Some(why) => Err(ApiError::engine_stopped(&why, self.drain_retry_after())),
+            None => Ok(()),
+        }
+    }
+
+    /// The error of a request that comes, or still runs, too late.
+    pub(crate) fn shutting_down(&self) -> ApiError {
+        ApiError::shutting_down(self.drain_retry_after())
+    }
+
+    /// Refuses a model that is not served.
+    pub(crate) fn check_model(&self, asked: &str) -> Result<(), ApiError> {
+        let served = &self.config.model_name;
+        if asked == served { Ok(()) } else { Err(ApiError::unknown_model(asked, served)) }
+    }
+
+    /// What a request may ask for at most.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            context_tokens: self.backend.context_tokens(),
+            max_n: self.config.max_n,
+            max_prompts: self.config.max_prompts,
+        }
+    }
+
+    pub(crate) fn drain_retry_after(&self) -> Duration {
+        Duration::from_secs(self.config.drain_retry_after_s)
+    }
+}
+
+/// Seconds since the Unix epoch.
+pub(crate) fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,24 @@
+//! Whether the process lives, and whether it takes requests.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use crate::app::App;
+use crate::error::json_response;
+
+/// The process answers.
+pub(crate) async fn live() -> Response {
+    json_response(StatusCode::OK, &json!({ "status": "live" }))
+}
+
+/// New requests are taken; otherwise the error that they would get.
+pub(crate) async fn ready(State(app): State<Arc<App>>) -> Response {
+    match app.check_ready() {
+        Ok(()) => json_response(StatusCode::OK, &json!({ "status": "ready" })),
+        Err(error) => error.into_response(),
+    }
+}

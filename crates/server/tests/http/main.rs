@@ -1,0 +1,13 @@
+//! The server's behaviour over real connections, with a scripted engine behind the real scheduler.
+
+#![allow(clippy::unwrap_used)] // Helpers of tests fail like tests do.
+
+mod answers;
+mod document;
+mod drain;
+mod inspect;
+mod queue;
+mod refusals;
+mod scoring;
+mod scripted;
+mod support;

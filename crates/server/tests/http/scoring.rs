@@ -1,0 +1,76 @@
+//! Scores: in time, late, or never, and in no case in the way.
+
+use std::time::{Duration, Instant};
+
+use outrank_core::Score;
+use outrank_server::{ScoreFn, ServerConfig};
+use serde_json::json;
+
+use crate::scripted::Script;
+use crate::support::{Running, chat_body, eventually, json_of, serve};
+
+/// Predicts as many tokens as the prompt has characters, after a while.
+fn slow_scores(delay: Duration) -> ScoreFn {
+    Box::new(move |text| {
+        std::thread::sleep(delay);
+        Score::new(text.chars().count() as f32, 0.5).ok()
+    })
+}
+
+async fn serve_scored(score: ScoreFn) -> Running {
+    serve(Script::default(), ServerConfig { score_deadline_ms: 50, ..ServerConfig::default() }, Some(score))
+        .await
+}
+
+#[tokio::test]
+async fn a_score_in_time_goes_with_the_request() {
+    let server = serve_scored(slow_scores(Duration::ZERO)).await;
+    let response = server.chat(json!({ "messages": [{ "role": "user", "content": "x".repeat(40) }] })).await;
+    assert_eq!(response.headers()["x-outrank-predicted-tokens"], "40");
+    let score = server.engine.seen()[0].score.unwrap();
+    assert_eq!(score.median_tokens(), 40.0);
+}
+
+#[tokio::test]
+async fn a_slow_score_delays_nobody_and_follows_later() {
+    let server = serve_scored(slow_scores(Duration::from_millis(400))).await;
+    server.engine.hold();
+    let started = Instant::now();
+    let request = server.post("/v1/chat/completions", &chat_body(json!({ "stream": true })));
+    let response = request.header("x-request-id", "slow").send().await.unwrap();
+    assert!(started.elapsed() < Duration::from_millis(300), "{:?}", started.elapsed());
+    assert!(!response.headers().contains_key("x-outrank-predicted-tokens"));
+    assert_eq!(server.engine.seen()[0].score, None);
+    eventually("the score has arrived", || async {
+        let record = json_of(server.get("/v1/outrank/requests/slow").await).await;
+        record["choices"][0]["predicted_tokens"]["median"] == json!(2.0)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_scorer_that_dies_leaves_requests_unscored_and_served() {
+    let server = serve_scored(Box::new(|_| panic!("the ranker is broken"))).await;
+    for _ in 0..3 {
+        let response = server.chat(json!({})).await;
+        assert_eq!(response.status(), 200);
+        assert!(!response.headers().contains_key("x-outrank-predicted-tokens"));
+    }
+}
+
+#[tokio::test]
+async fn a_short_prediction_passes_longer_ones_that_came_first() {
+    let server = serve(
+        Script { seats: 1, policy: "outrank", ..Script::default() },
+        ServerConfig { score_deadline_ms: 500, ..ServerConfig::default() },
+        Some(slow_scores(Duration::ZERO)),
+    )
+    .await;
+    server.engine.hold();
+    let mut open = Vec::new();
+    for (length, position) in [(300, "0"), (310, "1"), (5, "0")] {
+        let prompt = "x".repeat(length);
+        open.push(server.complete(json!({ "prompt": prompt, "stream": true, "max_tokens": 150 })).await);
+        assert_eq!(open.last().unwrap().headers()["x-outrank-position"], position, "{length}");
+    }
+}
