@@ -46,8 +46,9 @@ endif
 demo: build model ## the gain, on the embedded model and our own trace: fcfs, ltr, outrank, oracle-sjf
 	@bash scripts/demo.sh $(OUTRANK) $(TRACE)
 
-ranker: build ## rebuilds the shipped ranker from the data in DATA=DIR, byte for byte
-	@bash scripts/ranker.sh $(OUTRANK) "$(DATA)"
+ranker: setup ## makes the shipped ranker again from the traces in DATA=DIR, byte for byte
+	@test -n "$(DATA)" || { echo "usage: make ranker DATA=DIR (the folder with the traces of crates/ranker/src/shipped.rs)" >&2; exit 2; }
+	cargo run --release --locked -p outrank-ranker --example ship -- crates/ranker/assets/default.outrank "$(DATA)"
 
 trace: build model ## collects the lengths of our own trace again (about 20 minutes)
 	@bash scripts/collect.sh $(OUTRANK) $(TRACE)

@@ -24,8 +24,8 @@ use crate::train::TrainArgs;
     propagate_version = true,
     max_term_width = 110,
     after_help = "Examples:\n  \
-        outrank serve                                         serve the default model on http://127.0.0.1:8000\n  \
-        outrank train --trace log.jsonl --out my.outrank      learn the order of your own traffic\n  \
+        outrank serve                                       the default model on 127.0.0.1:8000\n  \
+        outrank train --trace log.jsonl --out my.outrank    learn the order of your own traffic\n  \
         outrank bench --policies fcfs,outrank --trace log.jsonl --arrivals burst:100\n\n\
         Exit codes: 0 success, 1 failure, 2 wrong usage or settings."
 )]

@@ -88,7 +88,10 @@ impl Arrivals {
             Self::Csv(path) => within(scaled(read_csv(path)?, window.rate), window),
         };
         if times.is_empty() {
-            bail!("{self}: no request arrives within {} s; raise the rate or --duration-s", window.duration_s);
+            bail!(
+                "{self}: no request arrives within {} s; raise the rate or --duration-s",
+                window.duration_s
+            );
         }
         Ok(times)
     }
@@ -99,7 +102,9 @@ impl Arrivals {
             return Err(usage(format!("--rate scales csv: arrivals; it means nothing for {self}")));
         }
         if duration_s.is_some() && matches!(self, Self::Burst(_) | Self::Serial(_)) {
-            return Err(usage(format!("--duration-s means nothing for {self}: it ends when all are answered")));
+            return Err(usage(format!(
+                "--duration-s means nothing for {self}: it ends when all are answered"
+            )));
         }
         Ok(())
     }
@@ -149,7 +154,8 @@ fn read_csv(path: &Path) -> Result<Vec<f64>> {
         ("timestamp_ms", |cell| cell.parse::<f64>().ok().map(|ms| ms / 1000.0)),
         ("t_s", |cell| cell.parse().ok()),
     ];
-    let found = parsers.iter().find_map(|(name, parse)| Some((header.iter().position(|h| h == name)?, parse)));
+    let found =
+        parsers.iter().find_map(|(name, parse)| Some((header.iter().position(|h| h == name)?, parse)));
     let (column, parse) = found.with_context(|| {
         format!("{}:1: no column TIMESTAMP, timestamp_ms or t_s among {}", path.display(), header.join(", "))
     })?;
@@ -177,7 +183,8 @@ fn seconds_of_date(cell: &str) -> Option<f64> {
     let year = if month <= 2 { year - 1 } else { year };
     let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
     let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    let days = era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468;
+    let days =
+        era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468;
     Some(days as f64 * 86_400.0 + hour * 3600.0 + minute * 60.0 + second)
 }
 

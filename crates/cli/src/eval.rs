@@ -26,7 +26,7 @@ pub(crate) struct EvalArgs {
     #[arg(long = "trace", value_name = "FILE", required = true)]
     traces: Vec<PathBuf>,
     /// Ranker to measure [default: the one inside the program]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "OUTRANK_RANKER", value_name = "FILE")]
     ranker: Option<PathBuf>,
     /// Measure only on held-out prompts, those that `train` without --all did not learn from
     #[arg(long)]
@@ -46,9 +46,14 @@ pub(crate) fn run(args: &EvalArgs, output: &Output) -> Result<()> {
     let mut reports = Vec::new();
     for path in &args.traces {
         let records = files::trace(path)?;
-        let chosen: Vec<&TraceRecord> = records.iter().filter(|record| !args.held_out || held_out(record)).collect();
+        let chosen: Vec<&TraceRecord> =
+            records.iter().filter(|record| !args.held_out || held_out(record)).collect();
         if chosen.is_empty() {
-            bail!("{}: none of its {} prompts is held out; leave --held-out away", path.display(), records.len());
+            bail!(
+                "{}: none of its {} prompts is held out; leave --held-out away",
+                path.display(),
+                records.len()
+            );
         }
         reports.push(evaluate(&files::name(path), &ranker, &chosen));
     }
@@ -59,7 +64,8 @@ pub(crate) fn run(args: &EvalArgs, output: &Output) -> Result<()> {
 }
 
 fn table(reports: &[EvalReport], mean_tau_b: Option<f64>) -> String {
-    let mut table = Table::new(["file", "requests", "tau-b", "pairs", "calib. error", "within 80 %", "us/prompt"]);
+    let mut table =
+        Table::new(["file", "requests", "tau-b", "pairs", "calib. error", "within 80 %", "us/prompt"]);
     let three = |value: Option<f64>| value.map_or_else(|| maybe(None), |value| format!("{value:.3}"));
     for report in reports {
         table.row([

@@ -162,7 +162,10 @@ mod tests {
     fn the_reason_comes_last_and_what_is_not_known_is_left_out() {
         let answer = json!({"position": 3, "score": null, "waited_s": 1.234567, "why": "short first", "state": "waiting"});
         let text = request_text(&answer);
-        assert!(text.contains("waited s") && text.contains("1.23") && text.ends_with("short first"), "{text}");
+        assert!(
+            text.contains("waited s") && text.contains("1.23") && text.ends_with("short first"),
+            "{text}"
+        );
         assert!(!text.contains("score") && text.starts_with("position"), "{text}");
     }
 }

@@ -16,6 +16,8 @@ use crate::settings::{EngineSettings, PolicyFlags, set};
 
 /// The file that `make model` fetches.
 const DEFAULT_MODEL: &str = "smollm2-135m-instruct-q4_1.gguf";
+/// Its name in the API.
+const DEFAULT_MODEL_NAME: &str = "smollm2-135m-instruct";
 /// Where a checkout keeps it.
 const CHECKOUT_MODELS: &str = ".cache/models";
 
@@ -28,13 +30,12 @@ pub(crate) struct ModelFile {
 impl ModelFile {
     /// Loads the model that the settings name, or the default one.
     pub(crate) fn open(engine: &EngineSettings) -> Result<Self> {
-        let path = match &engine.model {
-            Some(path) => path.clone(),
-            None => default_model()?,
+        let (path, name) = match &engine.model {
+            // A file's name says more than the name inside it, which is often that of a training run.
+            Some(path) => (path.clone(), path.file_stem().unwrap_or_default().to_string_lossy().into_owned()),
+            None => (default_model()?, DEFAULT_MODEL_NAME.to_owned()),
         };
-        let model = Model::load(&path)?;
-        let name = model.name().trim().to_lowercase().replace(char::is_whitespace, "-");
-        Ok(Self { model: Arc::new(model), name })
+        Ok(Self { model: Arc::new(Model::load(&path)?), name })
     }
 
     /// Its name in the API.
@@ -100,9 +101,11 @@ impl HostConfig {
         set(&mut config.prefill_chunk_tokens, engine.prefill_chunk);
         set(&mut config.kv_blocks, engine.kv_blocks);
         // More seats need a larger step, unless it was chosen.
-        config.step_tokens = engine.step_tokens.unwrap_or(config.step_tokens.max(config.seats.saturating_mul(2)));
+        config.step_tokens =
+            engine.step_tokens.unwrap_or(config.step_tokens.max(config.seats.saturating_mul(2)));
         config.step_log.clone_from(&engine.step_log);
-        let server = ServerConfig { port: 0, default_max_tokens: config.context_tokens, ..ServerConfig::default() };
+        let server =
+            ServerConfig { port: 0, default_max_tokens: config.context_tokens, ..ServerConfig::default() };
         Ok(Self { engine: config, server, policy, ranker })
     }
 
@@ -123,6 +126,8 @@ pub(crate) struct Host {
 impl Host {
     /// Takes the port, starts the engine, and serves.
     pub(crate) async fn start(model: &ModelFile, config: HostConfig) -> Result<Self> {
+        // Every client that waits is an open socket.
+        crate::http::allow_many_sockets();
         let HostConfig { engine, mut server, policy, ranker } = config;
         if server.model_name == ServerConfig::default().model_name {
             server.model_name = model.name();
@@ -160,7 +165,10 @@ impl Host {
         let engine = self.engine;
         tokio::task::spawn_blocking(move || engine.shutdown()).await?;
         if drained.abandoned_requests > 0 {
-            note(&format!("{} requests did not finish in time and were given up", drained.abandoned_requests));
+            note(&format!(
+                "{} requests did not finish in time and were given up",
+                drained.abandoned_requests
+            ));
         }
         Ok(())
     }

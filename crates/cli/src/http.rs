@@ -65,8 +65,7 @@ impl Api {
         let Some(parsed) = parsed else {
             return Err(usage(format!("--url {url}: expected http://HOST:PORT or https://HOST")));
         };
-        // Fails only where the hard limit is lower; then fewer streams fit.
-        let _ = rlimit::increase_nofile_limit(OPEN_FILES);
+        allow_many_sockets();
         let builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
         let local = matches!(parsed.host_str(), Some("127.0.0.1" | "localhost" | "[::1]"));
         let builder = if local { builder.no_proxy() } else { builder };
@@ -124,6 +123,12 @@ pub(crate) fn cause(error: &reqwest::Error) -> String {
         inner = source;
     }
     inner.to_string()
+}
+
+/// Raises the limit on open files, for thousands of streams.
+pub(crate) fn allow_many_sockets() {
+    // Fails only where the hard limit is lower; then fewer streams fit.
+    let _ = rlimit::increase_nofile_limit(OPEN_FILES);
 }
 
 fn install_tls() {

@@ -1,5 +1,10 @@
 //! `outrank`: LLM serving in the order of a learned rank. The help texts are the documentation.
 
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "doc comments of flags are help texts: `[default: 8]` is no link"
+)]
+
 mod args;
 mod arrivals;
 mod bench;

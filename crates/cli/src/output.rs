@@ -63,7 +63,12 @@ impl Table {
     pub(crate) fn render(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
-            self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+            self.rows
+                .iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.chars().count())
+                .max()
+                .unwrap_or(0)
         };
         let widths: Vec<usize> = (0..columns).map(width).collect();
         let mut text = String::new();
@@ -115,7 +120,10 @@ mod tests {
 
     #[test]
     fn numbers_keep_about_three_digits() {
-        assert_eq!([1234.0, 12.34, 1.234, 0.1234, 0.01234].map(number), ["1234", "12.3", "1.23", "0.123", "0.0123"]);
+        assert_eq!(
+            [1234.0, 12.34, 1.234, 0.1234, 0.01234].map(number),
+            ["1234", "12.3", "1.23", "0.123", "0.0123"]
+        );
         assert_eq!(maybe(None), "-");
     }
 }

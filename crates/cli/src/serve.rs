@@ -25,7 +25,8 @@ const INTERRUPTED: i32 = 130;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     outrank serve\n  \
-    outrank serve --model llama.gguf --seats 16 --context 4096 --ranker my.outrank --host 0.0.0.0 --api-key secret\n  \
+    outrank serve --model llama.gguf --seats 16 --context 4096 --ranker my.outrank\n  \
+    outrank serve --host 0.0.0.0 --port 80 --api-key secret\n  \
     OUTRANK_POLICY=fcfs outrank serve\n\n\
     outrank.toml:\n  \
     [serve]\n  port = 8080\n  [engine]\n  seats = 16\n  [policy]\n  stretch = 5.0\n\n\
@@ -63,7 +64,8 @@ pub(crate) fn run(args: ServeArgs, file: FileSettings, output: &Output) -> Resul
         None => format!("ordered by {policy} without a ranker"),
     };
     let mut config = HostConfig::new(&policy, &engine, &args.policy.or(file.policy), ranker)?;
-    config.server = outrank_server::ServerConfig { port: DEFAULT_PORT, ..outrank_server::ServerConfig::default() };
+    config.server =
+        outrank_server::ServerConfig { port: DEFAULT_PORT, ..outrank_server::ServerConfig::default() };
     set(&mut config.server.host, serve.host);
     set(&mut config.server.port, serve.port);
     set(&mut config.server.default_max_tokens, serve.default_max_tokens);
@@ -78,7 +80,8 @@ pub(crate) fn run(args: ServeArgs, file: FileSettings, output: &Output) -> Resul
         model.path().display(),
         config.engine.threads()
     ));
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("async runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("async runtime")?;
     runtime.block_on(async {
         let mut host = Host::start(&model, config).await?;
         let url = host.url().to_owned();

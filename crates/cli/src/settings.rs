@@ -41,7 +41,7 @@ settings! {
         /// Port to listen on; 0 takes a free one [default: 8000]
         #[arg(long, env = "OUTRANK_PORT", value_name = "PORT")]
         port: u16,
-        /// Name of the model in the API [default: the model's own]
+        /// Name of the model in the API [default: smollm2-135m-instruct, or that of the --model file]
         #[arg(long, env = "OUTRANK_MODEL_NAME", value_name = "NAME")]
         model_name: String,
         /// Clients must send this key as `Authorization: Bearer KEY` [default: none needed]
@@ -148,11 +148,13 @@ impl FileSettings {
         let (path, named) = path.map_or((Path::new(DEFAULT_FILE), false), |path| (path, true));
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
-            Err(error) if !named && error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) if !named && error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Self::default());
+            }
             Err(error) => return Err(error).with_context(|| format!("settings file {}", path.display())),
         };
-        let settings: Self =
-            toml::from_str(&text).map_err(|error| usage(format!("{}: {}", path.display(), error.to_string().trim())))?;
+        let settings: Self = toml::from_str(&text)
+            .map_err(|error| usage(format!("{}: {}", path.display(), error.to_string().trim())))?;
         if let Some(name) = &settings.serve.policy {
             policy_name(name).map_err(|error| usage(format!("{}: serve.policy: {error}", path.display())))?;
         }
@@ -239,7 +241,10 @@ mod tests {
     fn an_unknown_key_is_named_with_its_file() {
         let error = file("[engine]\nseatz = 3\n").unwrap_err();
         let text = format!("{error:#}");
-        assert!(text.contains("outrank.toml") && text.contains("seatz") && crate::error::is_usage(&error), "{text}");
+        assert!(
+            text.contains("outrank.toml") && text.contains("seatz") && crate::error::is_usage(&error),
+            "{text}"
+        );
     }
 
     #[test]

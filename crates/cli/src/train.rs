@@ -81,17 +81,25 @@ pub(crate) fn run(args: &TrainArgs, output: &Output) -> Result<()> {
 
 impl TrainArgs {
     fn files(&self) -> Result<Vec<TraceFile>> {
-        for (flag, count) in [("--trace-licence", self.trace_licence.len()), ("--trace-weight", self.trace_weight.len())] {
+        for (flag, count) in
+            [("--trace-licence", self.trace_licence.len()), ("--trace-weight", self.trace_weight.len())]
+        {
             if count != 0 && count != self.traces.len() {
                 let traces = plural(self.traces.len(), "trace");
-                return Err(crate::error::usage(format!("{flag} is given {count} times for {traces}: give one each")));
+                return Err(crate::error::usage(format!(
+                    "{flag} is given {count} times for {traces}: give one each"
+                )));
             }
         }
-        if let Some(weight) = self.trace_weight.iter().find(|weight| !(weight.is_finite() && **weight > 0.0)) {
+        if let Some(weight) = self.trace_weight.iter().find(|weight| !(weight.is_finite() && **weight > 0.0))
+        {
             return Err(crate::error::usage(format!("--trace-weight {weight}: must be a positive number")));
         }
         if self.out.is_dir() {
-            return Err(crate::error::usage(format!("--out {} is a folder; name a file", self.out.display())));
+            return Err(crate::error::usage(format!(
+                "--out {} is a folder; name a file",
+                self.out.display()
+            )));
         }
         let mut files = Vec::new();
         for (index, path) in self.traces.iter().enumerate() {

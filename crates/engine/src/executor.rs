@@ -90,7 +90,8 @@ impl<'m> Executor<'m> {
         let too_large = || EngineError::Config(format!("{config:?} is too large for llama.cpp"));
         let backend = backend().map_err(|error| EngineError::Config(error.to_string()))?;
         let padded = context_tokens.checked_next_multiple_of(CONTEXT_PADDING_TOKENS).ok_or_else(too_large)?;
-        let cells = padded.checked_mul(seats).filter(|&cells| i32::try_from(cells).is_ok()).ok_or_else(too_large)?;
+        let cells =
+            padded.checked_mul(seats).filter(|&cells| i32::try_from(cells).is_ok()).ok_or_else(too_large)?;
         let threads = i32::try_from(threads).map_err(|_| too_large())?;
         let params = LlamaContextParams::default()
             .with_n_ctx(std::num::NonZeroU32::new(cells))
@@ -136,9 +137,8 @@ impl<'m> Executor<'m> {
             for &index in &order {
                 let BatchSlice { seat, start, .. } = slices[index];
                 // What the failed pass may have left of the slice goes first.
-                let outcome = self
-                    .remove(seat, Some(start))
-                    .and_then(|()| self.pass(slices, &[index], &mut on_logits));
+                let outcome =
+                    self.remove(seat, Some(start)).and_then(|()| self.pass(slices, &[index], &mut on_logits));
                 if let Err(reason) = outcome {
                     failures.push(SliceFailure { index, reason });
                 }

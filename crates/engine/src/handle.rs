@@ -128,7 +128,14 @@ impl EngineHandle {
         let new = NewRequest { id, request, output, reply };
         self.commands.send(Command::Submit(Box::new(new))).map_err(|_| self.shared.stopped())?;
         let ticket = Ticket { id, commands: self.commands.clone(), live: true };
-        Ok((Submission { placement: Placement { position: 0, eta: outrank_core::Eta::default() }, outputs, ticket }, answer))
+        Ok((
+            Submission {
+                placement: Placement { position: 0, eta: outrank_core::Eta::default() },
+                outputs,
+                ticket,
+            },
+            answer,
+        ))
     }
 
     /// Gives a request its prediction after it was submitted, or a better one. Unknown ids are ignored: the request

@@ -121,7 +121,8 @@ impl Job {
     }
 
     fn timings(&self, now: Instant) -> Timings {
-        let since = |at: Option<Instant>| at.unwrap_or(now).saturating_duration_since(self.arrival).as_secs_f64();
+        let since =
+            |at: Option<Instant>| at.unwrap_or(now).saturating_duration_since(self.arrival).as_secs_f64();
         Timings {
             queue_s: since(self.seated_at),
             ttft_s: since(self.first_token_at),

@@ -32,9 +32,8 @@ impl Model {
     pub fn load(path: &Path) -> Result<Self, ModelError> {
         let header = check(path)?;
         let backend = backend()?;
-        let (llama, reason) = capture_errors(|| {
-            LlamaModel::load_from_file(backend, path, &LlamaModelParams::default())
-        });
+        let (llama, reason) =
+            capture_errors(|| LlamaModel::load_from_file(backend, path, &LlamaModelParams::default()));
         let llama = llama.map_err(|_| ModelError::Load { path: path.into(), reason })?;
         if llama.n_vocab() == 0 {
             return Err(unsupported(path, "it has no vocabulary".into()));
@@ -141,6 +140,18 @@ impl Model {
         Ok(self.tokenize(&text, adds_bos && !spelled_out, true))
     }
 
+    /// A bare llama.cpp context on this model, for measurements against it.
+    ///
+    /// # Errors
+    /// What the binding reports.
+    #[doc(hidden)]
+    pub fn new_context(
+        &self,
+        params: llama_cpp_2::context::params::LlamaContextParams,
+    ) -> Result<llama_cpp_2::context::LlamaContext<'_>, Box<dyn std::error::Error>> {
+        Ok(self.llama.new_context(backend()?, params)?)
+    }
+
     pub(crate) fn llama(&self) -> &LlamaModel {
         &self.llama
     }
@@ -153,8 +164,7 @@ fn check(path: &Path) -> Result<GgufHeader, ModelError> {
     if !metadata.is_file() {
         return Err(unsupported(path, "it is not a file".into()));
     }
-    let header =
-        GgufHeader::read(path).map_err(|source| ModelError::Gguf { path: path.into(), source })?;
+    let header = GgufHeader::read(path).map_err(|source| ModelError::Gguf { path: path.into(), source })?;
     if header.split_count > 1 {
         let parts = header.split_count;
         let reason = format!("it is one of {parts} parts: merge them first with llama-gguf-split --merge");

@@ -191,7 +191,8 @@ fn argmax(logits: &[f32]) -> (Token, f32) {
             *lane = if logit > *lane { logit } else { *lane };
         }
     }
-    let max = lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |max, &logit| if logit > max { logit } else { max });
+    let max =
+        lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |max, &logit| if logit > max { logit } else { max });
     let token = logits.iter().position(|&logit| logit == max).unwrap_or(0);
     (token as Token, max)
 }
@@ -207,7 +208,8 @@ fn fast_exp(x: f32) -> f32 {
     let f = scaled - whole;
     let poly = 1.0
         + f * (0.693_147_2
-            + f * (0.240_226_5 + f * (0.055_504_11 + f * (0.009_618_129 + f * (0.001_333_356 + f * 0.000_154_035_3)))));
+            + f * (0.240_226_5
+                + f * (0.055_504_11 + f * (0.009_618_129 + f * (0.001_333_356 + f * 0.000_154_035_3)))));
     let power = f32::from_bits(((whole as i32 + 127) << 23) as u32);
     let value = poly * power;
     if x < -80.0 { 0.0 } else { value }

@@ -5,8 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// Upper bounds of the buckets of [`EngineStats::step_buckets`], in seconds; the last bucket has none.
-pub const STEP_BOUNDS_S: [f64; 11] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+pub const STEP_BOUNDS_S: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 
 /// What the engine has done since it started.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]

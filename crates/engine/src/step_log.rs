@@ -30,6 +30,8 @@ pub struct StepRecord {
     pub switch_us: u64,
     /// Time of the forward pass and the sampling, in microseconds.
     pub duration_us: u64,
+    /// End of the step on the engine's clock, in microseconds since its start.
+    pub ended_us: u64,
 }
 
 impl StepRecord {

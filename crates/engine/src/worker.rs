@@ -88,14 +88,16 @@ impl<'m> Worker<'m> {
             }
             self.answer_drain();
             plan.clone_from(self.scheduler.plan(self.now()));
-            if plan.is_idle() {
-                if self.wait(inbox) == Flow::Stop {
-                    return;
-                }
-            } else {
+            if !plan.is_idle() {
                 self.execute(&plan);
+                self.publish();
+                continue;
             }
+            // What the commands changed must be seen while the engine sleeps.
             self.publish();
+            if self.wait(inbox) == Flow::Stop {
+                return;
+            }
         }
     }
 
@@ -257,6 +259,7 @@ impl<'m> Worker<'m> {
         self.stats.record_step(took);
         self.stats.prefill_tokens += u64::from(record.prefill_tokens);
         record.duration_us = micros(took);
+        record.ended_us = now.micros();
         if let Some(log) = &mut self.log {
             log.write(record);
         }

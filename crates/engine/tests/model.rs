@@ -6,7 +6,9 @@ use std::fs;
 use std::path::Path;
 
 use common::{model, source};
-use outrank_engine::{ChatMessage, Executor, ExecutorConfig, GgufHeader, Model, ModelError, TemplateError, ensure_q8_0};
+use outrank_engine::{
+    ChatMessage, Executor, ExecutorConfig, GgufHeader, Model, ModelError, TemplateError, ensure_q8_0,
+};
 
 fn refused(path: &Path) -> String {
     Model::load(path).unwrap_err().to_string()
@@ -99,7 +101,8 @@ fn the_models_own_template_and_tokenizer_are_used() {
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
          <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     );
-    let own = template.render(&[ChatMessage::new("system", "Be brief."), ChatMessage::new("user", "Hi")], true);
+    let own =
+        template.render(&[ChatMessage::new("system", "Be brief."), ChatMessage::new("user", "Hi")], true);
     assert!(own.unwrap().starts_with("<|im_start|>system\nBe brief.<|im_end|>\n"));
     let error = model.chat_prompt(&[ChatMessage::new("wizard", "Hi")]).unwrap_err();
     assert!(matches!(error, TemplateError::UnknownRole { index: 0, .. }), "{error}");
@@ -122,8 +125,7 @@ fn one_sequence_that_fails_does_not_take_the_others_with_it() {
     let (fits, exceeds) = (vec![1; 8], vec![1; 300]);
     let slice = |seat, tokens| outrank_engine::BatchSlice { seat, start: 0, tokens, samples: true };
     let mut sampled = Vec::new();
-    let failures =
-        executor.decode(&[slice(0, &exceeds), slice(1, &fits)], |index, _| sampled.push(index));
+    let failures = executor.decode(&[slice(0, &exceeds), slice(1, &fits)], |index, _| sampled.push(index));
     assert_eq!(sampled, [1]);
     assert_eq!(failures.len(), 1);
     assert_eq!(failures[0].index, 0);

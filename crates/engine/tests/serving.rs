@@ -36,11 +36,17 @@ fn the_capital_of_france_is_paris() {
 #[test]
 fn the_streamed_text_is_the_detokenised_output() {
     // Characters that SmolLM2 splits into several tokens.
-    let prompt = model().tokenize("Repeat: 日本語 😀 🎉 naïve Ω 日本語 😀 🎉 naïve Ω 日本語 😀 🎉 naïve", true, false);
+    let prompt =
+        model().tokenize("Repeat: 日本語 😀 🎉 naïve Ω 日本語 😀 🎉 naïve Ω 日本語 😀 🎉 naïve", true, false);
     let engine = fcfs(|_| {});
     let mut split = 0;
     for seed in 0..4 {
-        let sampling = SamplingParams { max_tokens: 48, seed: Some(seed), temperature: 0.7, ..SamplingParams::default() };
+        let sampling = SamplingParams {
+            max_tokens: 48,
+            seed: Some(seed),
+            temperature: 0.7,
+            ..SamplingParams::default()
+        };
         let mut submission = engine.submit_blocking(GenerateRequest::new(prompt.clone(), sampling)).unwrap();
         let (mut text, mut tokens) = (String::new(), Vec::new());
         while let Some(output) = submission.next_blocking() {
@@ -126,8 +132,13 @@ fn what_cannot_be_served_is_refused_with_a_reason() {
     assert!(refused(vec![1; 500], greedy(100)).contains("exceed the context"));
     assert!(refused(vec![], greedy(1)).contains("at least one prompt token"));
     assert!(refused(vec![1], greedy(0)).starts_with("max_tokens"));
-    assert!(refused(vec![1], SamplingParams { temperature: f32::NAN, ..greedy(1) }).starts_with("temperature"));
-    assert!(matches!(submit(vec![1_000_000], greedy(1)), Err(SubmitError::InvalidToken { token: 1_000_000, .. })));
+    assert!(
+        refused(vec![1], SamplingParams { temperature: f32::NAN, ..greedy(1) }).starts_with("temperature")
+    );
+    assert!(matches!(
+        submit(vec![1_000_000], greedy(1)),
+        Err(SubmitError::InvalidToken { token: 1_000_000, .. })
+    ));
     assert!(matches!(submit(vec![-1], greedy(1)), Err(SubmitError::InvalidToken { token: -1, .. })));
     let endless = SamplingParams { ignore_eos: true, ..greedy(450) };
     let mut kept = vec![submit(chat("Count."), endless.clone()).unwrap()];
@@ -139,7 +150,8 @@ fn what_cannot_be_served_is_refused_with_a_reason() {
 #[test]
 fn explanations_and_late_scores_reach_the_scheduler() {
     let settings = outrank_core::policies::PolicySettings::default();
-    let engine = engine(outrank_core::policies::by_name("outrank", &settings).unwrap(), |config| config.seats = 1);
+    let engine =
+        engine(outrank_core::policies::by_name("outrank", &settings).unwrap(), |config| config.seats = 1);
     let endless = SamplingParams { ignore_eos: true, ..greedy(400) };
     let mut running = engine.submit_blocking(GenerateRequest::new(chat("Count."), endless.clone())).unwrap();
     running.next_blocking();

@@ -41,7 +41,7 @@ pub(crate) async fn identify(
         if response.status() != StatusCode::INTERNAL_SERVER_ERROR {
             app.metrics.count_rejection(code);
         }
-        tracing::info!(%method, path, request_id, status = response.status().as_u16(), code, "refused");
+        tracing::debug!(%method, path, request_id, status = response.status().as_u16(), code, "refused");
     }
     // A sane id is made of visible ASCII.
     if let Ok(value) = HeaderValue::try_from(request_id) {

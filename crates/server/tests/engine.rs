@@ -78,7 +78,7 @@ async fn it_knows_the_capital_of_france_whole_and_streamed(server: &Running) {
     let question = "What is the capital of France?";
     let body = server.answer(question, json!({ "max_tokens": 40 })).await;
     let whole = body["choices"][0]["message"]["content"].as_str().unwrap();
-    assert!(whole.contains("Paris"), "{whole}");
+    assert!(whole.contains("Paris"), "{body}");
     assert_eq!(body["choices"][0]["finish_reason"], "stop");
 
     let stream =

@@ -22,11 +22,13 @@ use crate::settings::{EngineSettings, PolicyFlags, RankerSettings, policy_name};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     Compare policies on 100 requests at once, to the model's own end of text:\n    \
-    outrank bench --policies fcfs,ltr,outrank,oracle-sjf --trace t.jsonl.gz --held-out --arrivals burst:100 --lengths free\n  \
+    outrank bench --policies fcfs,ltr,outrank,oracle-sjf --trace t.jsonl.gz --held-out \\\n      \
+    --arrivals burst:100 --lengths free\n  \
     Any OpenAI server at 4 requests a second for a minute, with the recorded lengths:\n    \
-    outrank bench --url http://127.0.0.1:8000 --trace t.jsonl --arrivals poisson:4 --json > result.json\n  \
+    outrank bench --url http://127.0.0.1:8000 --trace t.jsonl --arrivals poisson:4 --json > r.json\n  \
     Production's rhythm at 2 requests a second:\n    \
-    outrank bench --policies fcfs,outrank --trace t.jsonl --arrivals csv:azure2023_conv.csv.gz --rate 2\n  \
+    outrank bench --policies fcfs,outrank --trace t.jsonl --arrivals csv:azure2023_conv.csv.gz \\\n      \
+    --rate 2\n  \
     Latency at no load, 30 requests alternating between the policies:\n    \
     outrank bench --policies fcfs,outrank --trace t.jsonl --arrivals serial:30")]
 pub(crate) struct BenchArgs {
@@ -75,8 +77,8 @@ pub(crate) struct BenchArgs {
     /// Use /v1/completions
     #[arg(long)]
     pub(crate) completions: bool,
-    /// Tell the server the true lengths, which oracle policies need; only outrank servers understand (always on with --policies)
-    #[arg(long)]
+    /// Tell a --url, which must be an outrank server, the true lengths: its oracle policies need them
+    #[arg(long, requires = "url")]
     pub(crate) outrank_hints: bool,
     /// Objectives for goodput, in seconds, such as ttft:2,tpot:0.1,e2e:30
     #[arg(long, value_name = "LIST")]
@@ -135,7 +137,8 @@ impl FromStr for Slo {
     fn from_str(text: &str) -> Result<Self, String> {
         let mut slo = Self::default();
         for part in text.split(',') {
-            let (name, value) = part.split_once(':').ok_or("expected a list such as ttft:2,tpot:0.1,e2e:30")?;
+            let (name, value) =
+                part.split_once(':').ok_or("expected a list such as ttft:2,tpot:0.1,e2e:30")?;
             let seconds = Some(positive(value)?);
             match name.trim() {
                 "ttft" => slo.ttft_s = seconds,
@@ -153,9 +156,13 @@ impl BenchArgs {
     pub(crate) fn check(&self) -> Result<()> {
         self.arrivals.check(self.rate, self.duration_s)?;
         if self.url.is_some() && matches!(self.arrivals, Arrivals::Load(_)) {
-            return Err(usage("load: needs --policies, on whose engine capacity is measured; use poisson:RATE with --url"));
+            return Err(usage(
+                "load: needs --policies, on whose engine capacity is measured; use poisson:RATE with --url",
+            ));
         }
-        if let Some(name) = self.policies.iter().enumerate().find_map(|(i, p)| self.policies[..i].contains(p).then_some(p)) {
+        if let Some(name) =
+            self.policies.iter().enumerate().find_map(|(i, p)| self.policies[..i].contains(p).then_some(p))
+        {
             return Err(usage(format!("--policies names {name} twice; use --repeats for several runs")));
         }
         Ok(())
@@ -184,6 +191,10 @@ mod tests {
     fn objectives_are_read_and_misspelt_ones_refused() {
         let slo: Slo = "ttft:2,e2e:30".parse().unwrap();
         assert!(slo.met(2.0, Some(99.0), 30.0) && !slo.met(2.1, None, 1.0) && !slo.met(1.0, None, 31.0));
-        assert!("ttf:2".parse::<Slo>().is_err() && "ttft".parse::<Slo>().is_err() && "e2e:-1".parse::<Slo>().is_err());
+        assert!(
+            "ttf:2".parse::<Slo>().is_err()
+                && "ttft".parse::<Slo>().is_err()
+                && "e2e:-1".parse::<Slo>().is_err()
+        );
     }
 }

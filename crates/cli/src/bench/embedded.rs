@@ -166,7 +166,8 @@ pub(crate) async fn alternate(lanes: &[(&Target, &Vec<Job>)]) -> Vec<Vec<Sample>
 /// Short requests with texts that are in no trace.
 pub(crate) fn warm_up_jobs(shape: &Shape, requests: u32) -> Result<Vec<Job>> {
     let record = |n: u32| {
-        let text = format!("Warm-up {n}: say anything at all until you are stopped, this answer is thrown away.");
+        let text =
+            format!("Warm-up {n}: say anything at all until you are stopped, this answer is thrown away.");
         TraceRecord { output_tokens: vec![WARM_UP_TOKENS], ..TraceRecord::new(Prompt::Text(text)) }
     };
     let records: Vec<TraceRecord> = (0..requests).map(record).collect();

@@ -145,7 +145,12 @@ impl Bench {
     }
 
     fn facts(&self, policy: &str, repeat: u32, load: Option<f64>) -> RunFacts {
-        RunFacts { policy: policy.into(), arrivals: self.args.arrivals.to_string(), load, seed: self.seed(repeat) }
+        RunFacts {
+            policy: policy.into(),
+            arrivals: self.args.arrivals.to_string(),
+            load,
+            seed: self.seed(repeat),
+        }
     }
 
     /// The requests of the runs with one seed: the same for every policy.
@@ -164,7 +169,12 @@ impl Bench {
     /// The ranker's prediction for each record, in tokens.
     fn predictions(&self) -> Option<Vec<f64>> {
         let ranker = self.ranker.as_ref()?;
-        Some(self.records.iter().map(|record| f64::from(ranker.score(&record.text()).median_tokens())).collect())
+        Some(
+            self.records
+                .iter()
+                .map(|record| f64::from(ranker.score(&record.text()).median_tokens()))
+                .collect(),
+        )
     }
 
     /// Sends requests whose latencies nobody reads: pages are touched, step costs are learned, connections are open.
@@ -176,8 +186,12 @@ impl Bench {
         let samples = open_loop(target, jobs, &Progress::new("warm-up", requests as usize)).await;
         let failures: Vec<&String> = samples.iter().filter_map(|sample| sample.failure.as_ref()).collect();
         match failures.first() {
-            Some(failure) if failures.len() == samples.len() => bail!("the server answers nothing: {failure}"),
-            Some(failure) => note(&format!("{} of {requests} warm-up requests failed: {failure}", failures.len())),
+            Some(failure) if failures.len() == samples.len() => {
+                bail!("the server answers nothing: {failure}")
+            }
+            Some(failure) => {
+                note(&format!("{} of {requests} warm-up requests failed: {failure}", failures.len()))
+            }
             None => {}
         }
         Ok(())

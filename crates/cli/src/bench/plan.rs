@@ -68,7 +68,9 @@ impl Shape {
                 body["ignore_eos"] = json!(true);
                 body["max_tokens"] = json!(tokens);
             }
-            (LengthMode::Recorded, None) => bail!("a record without a length cannot be replayed: use --lengths free"),
+            (LengthMode::Recorded, None) => {
+                bail!("a record without a length cannot be replayed: use --lengths free")
+            }
             (LengthMode::Free, _) => {
                 if let Some(limit) = self.max_tokens {
                     body["max_tokens"] = json!(limit);
@@ -97,7 +99,12 @@ impl Shape {
         let mut order: Vec<usize> = (0..records.len()).collect();
         fastrand::Rng::with_seed(seed).shuffle(&mut order);
         let chosen = order.iter().cycle().map(|&record| (record, &records[record]));
-        arrivals.iter().zip(chosen).enumerate().map(|(index, (&at_s, record))| self.job(index, record, at_s)).collect()
+        arrivals
+            .iter()
+            .zip(chosen)
+            .enumerate()
+            .map(|(index, (&at_s, record))| self.job(index, record, at_s))
+            .collect()
     }
 }
 

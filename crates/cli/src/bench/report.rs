@@ -160,12 +160,14 @@ impl Run {
         predicted: Option<&dyn Fn(usize) -> f64>,
     ) -> Self {
         let answered: Vec<&Sample> = samples.iter().filter(|sample| sample.failure.is_none()).collect();
-        let failures = samples.iter().filter_map(|s| Some(format!("request {}: {}", s.job, s.failure.as_ref()?)));
+        let failures =
+            samples.iter().filter_map(|s| Some(format!("request {}: {}", s.job, s.failure.as_ref()?)));
         let end_s = samples.iter().map(|s| s.arrival_s + s.e2e_s).fold(0.0, f64::max);
         let start_s = samples.iter().map(|s| s.arrival_s).fold(end_s, f64::min);
         let duration_s = (end_s - start_s).max(f64::MIN_POSITIVE);
         let output_tokens: u64 = answered.iter().map(|s| u64::from(s.output_tokens)).sum();
-        let good = slo.map(|slo| answered.iter().filter(|s| slo.met(ttft_s(s), tpot_s(s), s.e2e_s)).count() as f64);
+        let good =
+            slo.map(|slo| answered.iter().filter(|s| slo.met(ttft_s(s), tpot_s(s), s.e2e_s)).count() as f64);
         let last_arrival_s = jobs.last().map_or(0.0, |job| job.arrival_s);
         Self {
             policy: facts.policy.clone(),
@@ -251,9 +253,13 @@ mod tests {
 
     #[test]
     fn a_failure_is_counted_quoted_and_left_out_of_the_latencies() {
-        let failed = Sample { job: 1, e2e_s: 99.0, failure: Some("HTTP 503: full".into()), ..Sample::default() };
+        let failed =
+            Sample { job: 1, e2e_s: 99.0, failure: Some("HTTP 503: full".into()), ..Sample::default() };
         let run = Run::new(&facts(), &[job(0), job(1)], &[answered(0, 1.0, &[1.0]), failed], None, None);
-        assert_eq!((run.requests, run.failed, run.failures.as_slice()), (2, 1, &["request 1: HTTP 503: full".into()][..]));
+        assert_eq!(
+            (run.requests, run.failed, run.failures.as_slice()),
+            (2, 1, &["request 1: HTTP 503: full".into()][..])
+        );
         assert_eq!(run.metrics.e2e_s.unwrap().max, 2.0);
     }
 

@@ -69,7 +69,9 @@ impl Choice {
     /// text for tokens that print nothing.
     fn is_token(&self) -> bool {
         let (role, text) = match &self.delta {
-            Some(delta) => (delta.role.is_some(), delta.content.as_ref().or(delta.reasoning_content.as_ref())),
+            Some(delta) => {
+                (delta.role.is_some(), delta.content.as_ref().or(delta.reasoning_content.as_ref()))
+            }
             None => (false, self.text.as_ref()),
         };
         text.is_some_and(|text| !text.is_empty() || (!role && self.finish_reason.is_none()))
@@ -91,7 +93,8 @@ impl Progress {
         if data == b"[DONE]" {
             return Ok(true);
         }
-        let chunk: Chunk = serde_json::from_slice(data).map_err(|error| format!("malformed event: {error}"))?;
+        let chunk: Chunk =
+            serde_json::from_slice(data).map_err(|error| format!("malformed event: {error}"))?;
         if let Some(error) = chunk.error.filter(|error| !error.is_null()) {
             let message = error["message"].as_str().map_or_else(|| error.to_string(), str::to_owned);
             return Err(format!("in the stream: {message}"));
@@ -120,7 +123,13 @@ impl Progress {
 }
 
 /// Sends a job, due at `due`, and reads its answer to the end. Never fails: what went wrong is in the sample.
-pub(crate) async fn request(api: &Api, endpoint: Endpoint, job: &Job, due: Instant, limit: Duration) -> Sample {
+pub(crate) async fn request(
+    api: &Api,
+    endpoint: Endpoint,
+    job: &Job,
+    due: Instant,
+    limit: Duration,
+) -> Sample {
     let sample = Sample { job: job.index, arrival_s: job.arrival_s, ..Sample::default() };
     let mut progress = Progress { due, last: due, chunks: 0, finished: false, sample };
     let outcome = match tokio::time::timeout(limit, read(api, endpoint, job, &mut progress)).await {

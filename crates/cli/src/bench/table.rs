@@ -46,7 +46,11 @@ pub(crate) fn render(runs: &[Run]) -> String {
     let policies = policies(runs);
     let Some(first) = policies.first() else { return String::new() };
     let Some(run) = first.runs.first() else { return String::new() };
-    let repeats = if first.runs.len() > 1 { format!(", mean of {}", plural(first.runs.len(), "run")) } else { String::new() };
+    let repeats = if first.runs.len() > 1 {
+        format!(", mean of {}", plural(first.runs.len(), "run"))
+    } else {
+        String::new()
+    };
     let mut text = format!(
         "\n{} of {} tokens on average, arrivals {}{}{repeats}; latencies in seconds\n\n",
         plural(run.requests, "request"),
@@ -83,9 +87,17 @@ fn main_table(policies: &[Policy<'_>]) -> String {
     let mut table = Table::new(header);
     for policy in policies {
         let of = |pick: fn(Summary) -> f64| maybe(policy.mean(|run| run.metrics.s_per_token.map(pick)));
-        let ratio = |to: Option<f64>| mean(policy).zip(to).map_or("-".into(), |(a, b)| format!("{:.2}", a / b));
+        let ratio =
+            |to: Option<f64>| mean(policy).zip(to).map_or("-".into(), |(a, b)| format!("{:.2}", a / b));
         let mut row = vec![policy.name.to_owned()];
-        row.extend([of(|s| s.mean), of(|s| s.p50), of(|s| s.p90), of(|s| s.p99), of(|s| s.max), ratio(first)]);
+        row.extend([
+            of(|s| s.mean),
+            of(|s| s.p50),
+            of(|s| s.p90),
+            of(|s| s.p99),
+            of(|s| s.max),
+            ratio(first),
+        ]);
         row.extend(has_oracle.then(|| ratio(oracle)));
         row.push(maybe(policy.mean(|run| Some(run.tokens_per_s))));
         row.push(policy.sum(|run| run.failed).to_string());
@@ -117,7 +129,11 @@ fn latency_table(policies: &[Policy<'_>]) -> String {
             of(|run| run.metrics.max_waiting_s.map(|s| s.p99)),
         ];
         if slo {
-            row.push(policy.mean(|run| run.within_slo).map_or("-".into(), |share| format!("{:.0} %", 100.0 * share)));
+            row.push(
+                policy
+                    .mean(|run| run.within_slo)
+                    .map_or("-".into(), |share| format!("{:.0} %", 100.0 * share)),
+            );
         }
         table.row(row);
     }
@@ -142,11 +158,15 @@ fn third(run: &Run, index: usize) -> Option<&Group> {
 
 /// How far the answers were as long as the trace says: the oracle is only as good as that.
 fn lengths_line(policies: &[Policy<'_>]) -> String {
-    let share = policies.iter().filter_map(|policy| policy.mean(|run| run.as_recorded)).fold(f64::INFINITY, f64::min);
+    let share =
+        policies.iter().filter_map(|policy| policy.mean(|run| run.as_recorded)).fold(f64::INFINITY, f64::min);
     if share >= 1.0 {
         return String::new();
     }
-    format!("{:.0} % of the answers were as long as the trace says (least over the policies)\n", 100.0 * share)
+    format!(
+        "{:.0} % of the answers were as long as the trace says (least over the policies)\n",
+        100.0 * share
+    )
 }
 
 type Figure = (&'static str, fn(&Run) -> Option<f64>);

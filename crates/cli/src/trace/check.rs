@@ -12,7 +12,9 @@ use crate::output::{Output, plural};
 
 /// List every bad line of traces; exits with 1 if there is any
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  outrank trace validate log.jsonl.gz\n  outrank trace validate --prompts-only prompts.jsonl")]
+#[command(
+    after_help = "Examples:\n  outrank trace validate log.jsonl.gz\n  outrank trace validate --prompts-only prompts.jsonl"
+)]
 pub(crate) struct ValidateArgs {
     /// Traces to check
     #[arg(required = true, value_name = "FILE")]

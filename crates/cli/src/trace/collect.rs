@@ -34,7 +34,7 @@ const MAX_QUOTED: usize = 10;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     outrank trace collect prompts.jsonl --out trace.jsonl.gz --samples 1 --temperature 0\n  \
-    outrank trace collect prompts.jsonl --out trace.jsonl.gz --url http://gpu:8000 --samples 3 --temperature 1 --concurrency 64")]
+    outrank trace collect prompts.jsonl --out trace.jsonl.gz --url http://gpu:8000 --samples 3")]
 pub(crate) struct CollectArgs {
     /// Prompts: JSON lines with `prompt` or `messages`; several files are joined
     #[arg(required = true, value_name = "FILE")]
@@ -113,7 +113,10 @@ pub(crate) fn run(mut args: CollectArgs, file: FileSettings, output: &Output) ->
     }
     let kept = records.iter().filter(|record| !record.output_tokens.is_empty()).count();
     if kept > 0 && !args.replace {
-        note(&format!("{} lengths already and keep them (--replace samples them again)", plural(kept, "record has")));
+        note(&format!(
+            "{} lengths already and keep them (--replace samples them again)",
+            plural(kept, "record has")
+        ));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let report = runtime.context("async runtime")?.block_on(collect(&args, records))?;
@@ -149,7 +152,7 @@ async fn collect(args: &CollectArgs, records: Vec<TraceRecord>) -> Result<Report
             (Some(host), args.sampler(api, model.name()), concurrency)
         }
     };
-    let result = sample_all(args, records, Arc::new(sampler), concurrency as usize).await;
+    let result = sample_all(args, records, &Arc::new(sampler), concurrency as usize).await;
     if let Some(host) = host {
         host.stop().await?;
     }
@@ -159,7 +162,7 @@ async fn collect(args: &CollectArgs, records: Vec<TraceRecord>) -> Result<Report
 async fn sample_all(
     args: &CollectArgs,
     records: Vec<TraceRecord>,
-    sampler: Arc<Sampler>,
+    sampler: &Arc<Sampler>,
     concurrency: usize,
 ) -> Result<Report> {
     let journal_path = Journal::path_for(&args.out);
@@ -179,7 +182,7 @@ async fn sample_all(
     let mut refused: Vec<(usize, String)> = Vec::new();
     loop {
         for (request, sample) in left.by_ref().take(concurrency - running.len()) {
-            let (sampler, records) = (Arc::clone(&sampler), Arc::clone(&records));
+            let (sampler, records) = (Arc::clone(sampler), Arc::clone(&records));
             running.spawn(async move { (request, sampler.sample(request, &records[request], sample).await) });
         }
         let Some(done) = running.join_next().await else { break };
@@ -191,7 +194,9 @@ async fn sample_all(
             (request, Err(Failure::Refused(why))) => refused.push((request, why)),
             (_, Err(Failure::Unavailable(why))) => {
                 let have = answers.len();
-                bail!("the server is not available: {why}; {have} answers are kept, run the same command to go on");
+                bail!(
+                    "the server is not available: {why}; {have} answers are kept, run the same command to go on"
+                );
             }
         }
         progress.step();
@@ -220,7 +225,8 @@ fn finished(
     skipped: &[usize],
 ) -> Vec<TraceRecord> {
     let finish = |(request, record): (usize, &TraceRecord)| {
-        let samples: Vec<&Answer> = (0..args.samples).filter_map(|sample| answers.get(&(request, sample))).collect();
+        let samples: Vec<&Answer> =
+            (0..args.samples).filter_map(|sample| answers.get(&(request, sample))).collect();
         let mut record = record.clone();
         if let Some(first) = samples.first() {
             record.prompt_tokens = Some(first.prompt_tokens);
@@ -264,10 +270,15 @@ impl CollectArgs {
         if refused.is_empty() {
             return Ok(Vec::new());
         }
-        let quoted = refused.iter().take(MAX_QUOTED).map(|(request, why)| format!("\n  request {}: {why}", request + 1));
+        let quoted = refused
+            .iter()
+            .take(MAX_QUOTED)
+            .map(|(request, why)| format!("\n  request {}: {why}", request + 1));
         let text = format!("{} refused:{}", plural(refused.len(), "answer"), quoted.collect::<String>());
         if !self.skip_failed {
-            bail!("{text}\nthe rest is kept; correct these prompts, or run again with --skip-failed to leave them out");
+            bail!(
+                "{text}\nthe rest is kept; correct these prompts, or run again with --skip-failed to leave them out"
+            );
         }
         note(&text);
         let mut requests: Vec<usize> = refused.iter().map(|(request, _)| *request).collect();

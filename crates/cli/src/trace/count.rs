@@ -17,7 +17,9 @@ use crate::settings::{EngineSettings, FileSettings};
 
 /// Count prompt tokens, and answer tokens where only the text is there
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  outrank trace count log.jsonl --out counted.jsonl.gz --tokenizer model.gguf")]
+#[command(
+    after_help = "Example:\n  outrank trace count log.jsonl --out counted.jsonl.gz --tokenizer model.gguf"
+)]
 pub(crate) struct CountArgs {
     #[command(flatten)]
     files: Files,
@@ -61,7 +63,7 @@ struct Report {
 type Counter = Box<dyn Fn(&str) -> u32>;
 
 /// Runs `count`.
-pub(crate) fn count(args: CountArgs, file: FileSettings, output: &Output) -> Result<()> {
+pub(crate) fn count(args: &CountArgs, file: FileSettings, output: &Output) -> Result<()> {
     let counter = args.files.counter(file)?;
     args.files.rewrite(&counter, output, |record| {
         let text = record.generated.as_ref().filter(|_| record.output_tokens.is_empty());
@@ -72,7 +74,7 @@ pub(crate) fn count(args: CountArgs, file: FileSettings, output: &Output) -> Res
 }
 
 /// Runs `convert`.
-pub(crate) fn convert(args: ConvertArgs, file: FileSettings, output: &Output) -> Result<()> {
+pub(crate) fn convert(args: &ConvertArgs, file: FileSettings, output: &Output) -> Result<()> {
     let counter = args.files.counter(file)?;
     args.files.rewrite(&counter, output, |record| {
         let text = if args.keep_text { record.generated.clone() } else { record.generated.take() };
@@ -81,7 +83,9 @@ pub(crate) fn convert(args: ConvertArgs, file: FileSettings, output: &Output) ->
         }
         match text {
             Some(text) => record.output_tokens = vec![counter(&text)],
-            None => bail!("has neither `output_tokens` nor `generated`: nothing to convert; use `trace collect`"),
+            None => {
+                bail!("has neither `output_tokens` nor `generated`: nothing to convert; use `trace collect`")
+            }
         }
         Ok(true)
     })
@@ -125,7 +129,10 @@ impl Files {
         drop(progress);
         writer.finish()?;
         let out = self.out.display().to_string();
-        let text = format!("{out}: {}, {counted_answers} answers counted from their text", plural(requests, "request"));
+        let text = format!(
+            "{out}: {}, {counted_answers} answers counted from their text",
+            plural(requests, "request")
+        );
         output.result(&Report { out, requests, counted_answers }, &text)
     }
 }

@@ -21,7 +21,10 @@ fn words(text: &str) -> Vec<String> {
     for c in text.chars().flat_map(char::to_lowercase) {
         match c {
             // Kana, CJK ideographs and their extensions: no spaces between words.
-            '\u{3040}'..='\u{30ff}' | '\u{3400}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3ffff}' => {
+            '\u{3040}'..='\u{30ff}'
+            | '\u{3400}'..='\u{9fff}'
+            | '\u{f900}'..='\u{faff}'
+            | '\u{20000}'..='\u{3ffff}' => {
                 words.push(c.into());
                 words.push(String::new());
             }
@@ -72,7 +75,8 @@ pub(crate) fn near_pairs(first: &[BTreeSet<u64>], second: &[BTreeSet<u64>], thre
         let mut rarest: Vec<u64> = set.iter().copied().collect();
         rarest.sort_by_key(|shingle| (index.get(shingle).map_or(0, Vec::len), *shingle));
         rarest.truncate(set.len() - (threshold * set.len() as f64).ceil() as usize + 1);
-        let candidates: BTreeSet<usize> = rarest.iter().filter_map(|shingle| index.get(shingle)).flatten().copied().collect();
+        let candidates: BTreeSet<usize> =
+            rarest.iter().filter_map(|shingle| index.get(shingle)).flatten().copied().collect();
         let pairs = candidates.into_iter().map(|other| (other, jaccard(set, &second[other])));
         let best = pairs.filter(|&(_, similarity)| similarity > threshold).max_by(|a, b| a.1.total_cmp(&b.1));
         best.map(|(second, similarity)| NearPair { first: position, second, similarity })
@@ -105,11 +109,17 @@ mod tests {
     #[test]
     fn the_index_finds_exactly_what_comparing_all_pairs_finds() {
         let mut random = fastrand::Rng::with_seed(11);
-        let mut text = || (0..random.usize(1..14)).map(|_| ["a", "b", "c"][random.usize(0..3)]).collect::<Vec<_>>().join(" ");
+        let mut text = || {
+            (0..random.usize(1..14))
+                .map(|_| ["a", "b", "c"][random.usize(0..3)])
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
         let first: Vec<_> = (0..200).map(|_| shingles(&text())).collect();
         let second: Vec<_> = (0..200).map(|_| shingles(&text())).collect();
         for threshold in [0.3, 0.6, 0.9] {
-            let found: Vec<usize> = near_pairs(&first, &second, threshold).iter().map(|pair| pair.first).collect();
+            let found: Vec<usize> =
+                near_pairs(&first, &second, threshold).iter().map(|pair| pair.first).collect();
             let naive: Vec<usize> = (0..first.len())
                 .filter(|&i| second.iter().any(|set| jaccard(&first[i], set) > threshold))
                 .collect();

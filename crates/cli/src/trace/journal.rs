@@ -79,7 +79,8 @@ impl Journal {
 
     fn check(&self, line: &[u8], header: &Header) -> Result<()> {
         let path = self.path.display();
-        let found: Header = serde_json::from_slice(line).with_context(|| format!("{path}:1: not a journal"))?;
+        let found: Header =
+            serde_json::from_slice(line).with_context(|| format!("{path}:1: not a journal"))?;
         if &found != header {
             bail!(
                 "{path} was begun under other prompts or settings: repeat them to go on, or delete it to start over\n  \

@@ -21,13 +21,13 @@ use crate::settings::FileSettings;
 ///
 ///   prompt          string; or messages, a list of {role, content}
 ///   output_tokens   tokens of the answer; or a list, one entry for each sample of the same prompt
-///   truncated       true (or a list) where the answer hit the limit, so that its length is a lower bound
+///   truncated       true (or a list) where the answer hit the limit: its length is a lower bound
 ///   prompt_tokens   tokens of the prompt
 ///   arrival_s       arrival in seconds
 ///   model, source, tenant, class    strings
 ///
-/// Unknown keys are kept. {"prompt", "generated"}, the format of the paper's authors, is read as well; its tokens have to be
-/// counted first (`convert`).
+/// Unknown keys are kept. {"prompt", "generated"}, the format of the paper's authors, is read as well;
+/// its tokens have to be counted first (`convert`).
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct TraceArgs {
@@ -55,8 +55,8 @@ pub(crate) fn run(
     match command {
         TraceCommand::Validate(args) => check::run(&args, output),
         TraceCommand::Stats(args) => stats::run(&args, output),
-        TraceCommand::Count(args) => count::count(args, file()?, output),
-        TraceCommand::Convert(args) => count::convert(args, file()?, output),
+        TraceCommand::Count(args) => count::count(&args, file()?, output),
+        TraceCommand::Convert(args) => count::convert(&args, file()?, output),
         TraceCommand::Split(args) => split::run(&args, output),
         TraceCommand::Collect(args) => collect::run(*args, file()?, output),
     }

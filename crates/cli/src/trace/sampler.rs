@@ -67,7 +67,12 @@ impl Sampler {
     }
 
     /// One answer to the prompt of `record`.
-    pub(crate) async fn sample(&self, request: usize, record: &TraceRecord, sample: u32) -> Result<Answer, Failure> {
+    pub(crate) async fn sample(
+        &self,
+        request: usize,
+        record: &TraceRecord,
+        sample: u32,
+    ) -> Result<Answer, Failure> {
         let mut body = self.endpoint.body(&self.model, record);
         body["max_tokens"] = json!(self.max_tokens);
         body["temperature"] = json!(self.temperature);
@@ -77,9 +82,16 @@ impl Sampler {
         for attempt in 1.. {
             match self.attempt(body.as_bytes()).await {
                 Ok(done) => {
-                    let truncated = done.choices.first().is_some_and(|c| c.finish_reason.as_deref() == Some("length"));
+                    let truncated =
+                        done.choices.first().is_some_and(|c| c.finish_reason.as_deref() == Some("length"));
                     let Usage { prompt_tokens, completion_tokens } = done.usage;
-                    return Ok(Answer { request, sample, output_tokens: completion_tokens, truncated, prompt_tokens });
+                    return Ok(Answer {
+                        request,
+                        sample,
+                        output_tokens: completion_tokens,
+                        truncated,
+                        prompt_tokens,
+                    });
                 }
                 Err(Failure::Unavailable(_)) if attempt < TRIES => tokio::time::sleep(wait).await,
                 Err(failure) => return Err(failure),
@@ -100,7 +112,8 @@ impl Sampler {
             _ => return Err(Failure::Refused(refusal(response).await)),
         }
         let bytes = response.bytes().await.map_err(|error| Failure::Unavailable(cause(&error)))?;
-        serde_json::from_slice(&bytes).map_err(|error| Failure::Refused(format!("unexpected answer: {error}")))
+        serde_json::from_slice(&bytes)
+            .map_err(|error| Failure::Refused(format!("unexpected answer: {error}")))
     }
 }
 

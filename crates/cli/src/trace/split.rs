@@ -72,16 +72,24 @@ pub(crate) fn run(args: &SplitArgs, output: &Output) -> Result<()> {
         return Err(usage(format!("--threshold {}: must be above 0 and at most 1", args.threshold)));
     }
     let outputs = [&args.train, &args.held_out];
-    if outputs.iter().any(|out| out.as_ref() == Some(&args.input)) || (args.train.is_some() && args.train == args.held_out) {
+    if outputs.iter().any(|out| out.as_ref() == Some(&args.input))
+        || (args.train.is_some() && args.train == args.held_out)
+    {
         return Err(usage("--train, --held-out and the input must be three different files"));
     }
     let records = read_trace(&args.input, Lengths::Optional)?;
     let (test, mut train): (Vec<TraceRecord>, Vec<TraceRecord>) = records.into_iter().partition(held_out);
-    let sets = |records: &[TraceRecord]| records.iter().map(|record| shingles(&record.text())).collect::<Vec<_>>();
+    let sets =
+        |records: &[TraceRecord]| records.iter().map(|record| shingles(&record.text())).collect::<Vec<_>>();
     let pairs = near_pairs(&sets(&train), &sets(&test), args.threshold);
     let quotes = pairs.iter().take(MAX_QUOTED).map(|pair| quote(pair, &train, &test)).collect();
-    let mut report =
-        Report { train: train.len(), held_out: test.len(), near_duplicates: pairs.len(), dropped: 0, pairs: quotes };
+    let mut report = Report {
+        train: train.len(),
+        held_out: test.len(),
+        near_duplicates: pairs.len(),
+        dropped: 0,
+        pairs: quotes,
+    };
     if args.drop_near_duplicates {
         let near: BTreeSet<usize> = pairs.iter().map(|pair| pair.first).collect();
         let mut position = 0..;
@@ -102,7 +110,11 @@ pub(crate) fn run(args: &SplitArgs, output: &Output) -> Result<()> {
 
 fn quote(pair: &NearPair, train: &[TraceRecord], test: &[TraceRecord]) -> Quote {
     let start = |record: &TraceRecord| record.text().chars().take(QUOTED_CHARS).collect();
-    Quote { train: start(&train[pair.first]), held_out: start(&test[pair.second]), similarity: pair.similarity }
+    Quote {
+        train: start(&train[pair.first]),
+        held_out: start(&test[pair.second]),
+        similarity: pair.similarity,
+    }
 }
 
 impl Report {
@@ -110,11 +122,18 @@ impl Report {
         let mut text = format!("{} to learn from, {} held out", self.train, self.held_out);
         match (self.near_duplicates, self.dropped) {
             (0, _) => text.push_str("; no near-duplicates across the split\n"),
-            (found, 0) => text.push_str(&format!("; {found} near-duplicates across the split (--drop-near-duplicates drops them):\n")),
-            (_, dropped) => text.push_str(&format!("; {dropped} near-duplicates of held-out prompts dropped:\n")),
+            (found, 0) => text.push_str(&format!(
+                "; {found} near-duplicates across the split (--drop-near-duplicates drops them):\n"
+            )),
+            (_, dropped) => {
+                text.push_str(&format!("; {dropped} near-duplicates of held-out prompts dropped:\n"))
+            }
         }
         for pair in &self.pairs {
-            text.push_str(&format!("  {:.2}  {:?}\n        {:?}\n", pair.similarity, pair.train, pair.held_out));
+            text.push_str(&format!(
+                "  {:.2}  {:?}\n        {:?}\n",
+                pair.similarity, pair.train, pair.held_out
+            ));
         }
         text
     }

@@ -78,7 +78,9 @@ impl Stats {
             with_length: records.iter().filter(|record| !record.output_tokens.is_empty()).count(),
             samples: records.iter().map(|record| record.output_tokens.len()).sum(),
             truncated: records.iter().flat_map(|record| &record.truncated).filter(|&&hit| hit).count(),
-            prompt_tokens: Summary::of(records.iter().filter_map(|r| r.prompt_tokens.map(f64::from)).collect()),
+            prompt_tokens: Summary::of(
+                records.iter().filter_map(|r| r.prompt_tokens.map(f64::from)).collect(),
+            ),
             output_tokens: Summary::of(outputs.collect()),
             models: names(|record| record.model.as_ref()),
             sources: names(|record| record.source.as_ref()),
@@ -88,7 +90,13 @@ impl Stats {
     fn text(&self) -> String {
         let mut text = format!(
             "{}: {} requests, {} different prompts, {} held out; {} with a length ({} samples, {} at the limit)\n",
-            self.file, self.requests, self.prompts, self.held_out, self.with_length, self.samples, self.truncated
+            self.file,
+            self.requests,
+            self.prompts,
+            self.held_out,
+            self.with_length,
+            self.samples,
+            self.truncated
         );
         let mut table = Table::new(["tokens", "mean", "p50", "p90", "p99", "max"]);
         for (name, summary) in [("prompt", self.prompt_tokens), ("answer", self.output_tokens)] {

@@ -89,7 +89,8 @@ impl Worker<'_> {
             let Some((job, seat)) = self.jobs.get(&slice.id).and_then(|job| Some((job, job.seat?))) else {
                 continue;
             };
-            tokens.extend_from_slice(&job.context[slice.start as usize..(slice.start + slice.tokens) as usize]);
+            tokens
+                .extend_from_slice(&job.context[slice.start as usize..(slice.start + slice.tokens) as usize]);
             members.push((slice, seat));
         }
         let mut rest = tokens.as_slice();

@@ -1,13 +1,13 @@
 //! The real model for tests, and the shortest way to an answer.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use outrank_core::{Key, Policy, Preemption, RequestView};
 use outrank_engine::{
-    ChatMessage, Engine, EngineConfig, EngineHandle, FinishReason, GenerateRequest, Model, Output, SamplingParams,
-    Submission, Timings, Token, TokenLogprobs, Usage, ensure_q8_0,
+    ChatMessage, Engine, EngineConfig, EngineHandle, FinishReason, GenerateRequest, Model, Output,
+    SamplingParams, Submission, Timings, Token, TokenLogprobs, Usage, ensure_q8_0,
 };
 
 /// The GGUF file as fetched.
@@ -30,9 +30,9 @@ pub fn model() -> Arc<Model> {
     MODEL.get_or_init(load).clone()
 }
 
-/// A small engine; `change` adjusts its settings.
+/// A small engine; `change` adjusts its settings. One thread: two are many times slower where other tests run beside.
 pub fn engine(policy: Box<dyn Policy>, change: impl FnOnce(&mut EngineConfig)) -> EngineHandle {
-    let mut config = EngineConfig { seats: 4, context_tokens: 512, ..EngineConfig::default() };
+    let mut config = EngineConfig { seats: 4, context_tokens: 512, threads: 1, ..EngineConfig::default() };
     change(&mut config);
     Engine::start(model(), config, policy).unwrap()
 }
@@ -66,9 +66,10 @@ pub fn prompts() -> Vec<Vec<Token>> {
     questions.iter().map(|question| chat(question)).collect()
 }
 
-/// The prompt of one question.
+/// The prompt of one question. With its own system prompt the model answers what touches France in French.
 pub fn chat(question: &str) -> Vec<Token> {
-    model().chat_prompt(&[ChatMessage::new("user", question)]).unwrap()
+    let system = ChatMessage::new("system", "You are a helpful assistant.");
+    model().chat_prompt(&[system, ChatMessage::new("user", question)]).unwrap()
 }
 
 /// One whole answer.

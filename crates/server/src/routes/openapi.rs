@@ -26,7 +26,7 @@ fn complete(document: &mut Value, app: &App) {
     document["info"]["version"] = json!(env!("CARGO_PKG_VERSION"));
     let schemas = &mut document["components"]["schemas"];
     schemas["Model"]["properties"]["id"]["const"] = json!(app.config.model_name);
-    schemas["ModelName"]["examples"] = json!([app.config.model_name]);
+    schemas["ModelName"]["const"] = json!(app.config.model_name);
     schemas["OutputLimit"]["maximum"] = json!(limits.context_tokens);
     schemas["OutputCount"]["maximum"] = json!(limits.max_n);
     schemas["Prompts"]["maxItems"] = json!(limits.max_prompts);

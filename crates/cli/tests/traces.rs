@@ -1,0 +1,181 @@
+//! Traces, training, judging and settings through the binary.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
+
+mod common;
+
+use std::path::Path;
+
+use common::{fails, file, json, run, stderr, trace};
+
+fn lines(path: &Path) -> Vec<String> {
+    std::fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn every_bad_line_is_listed_with_file_and_line_and_ends_in_failure() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "{\"prompt\": \"a\", \"output_tokens\": 3}\n{\"prompt\": 7, \"output_tokens\": 3}\nnonsense\n";
+    let trace = file(dir.path(), "bad.jsonl", text);
+    let output = run(dir.path(), &["trace", "validate", &trace, "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["requests"], &report["bad_lines"]), (&1.into(), &2.into()));
+    assert!(report["problems"][0].as_str().unwrap().contains("bad.jsonl:2: `prompt` must be a string"));
+    assert!(report["problems"][1].as_str().unwrap().contains("bad.jsonl:3: not valid JSON"));
+    assert!(
+        run(dir.path(), &["trace", "validate", &file(dir.path(), "good.jsonl", &common::trace(3))])
+            .status
+            .success()
+    );
+}
+
+#[test]
+fn training_stops_at_a_bad_line_and_leaves_the_ranker_that_was_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = file(dir.path(), "t.jsonl", "{\"prompt\": \"a\", \"output_tokens\": -3}\n");
+    file(dir.path(), "r.outrank", "precious");
+    let (code, text) = fails(dir.path(), &["train", "--trace", &trace, "--out", "r.outrank"]);
+    assert!(code == 1 && text.contains("t.jsonl:1") && text.contains("output_tokens"), "{text}");
+    assert_eq!(std::fs::read_to_string(dir.path().join("r.outrank")).unwrap(), "precious");
+}
+
+#[test]
+fn a_trained_ranker_is_judged_on_what_it_did_not_see_and_the_same_seed_gives_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = file(dir.path(), "t.jsonl", &trace(400));
+    let report = json(dir.path(), &["train", "--trace", &trace, "--out", "a.outrank", "--seed", "5"]);
+    let held_out = &report["held_out"];
+    assert!(
+        held_out["tau_b"].as_f64().unwrap() > 0.5 && held_out["requests"].as_u64().unwrap() > 40,
+        "{report}"
+    );
+    json(dir.path(), &["train", "--trace", &trace, "--out", "b.outrank", "--seed", "5"]);
+    let read = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
+    assert_eq!(read("a.outrank"), read("b.outrank"));
+    let eval = json(dir.path(), &["eval", "--trace", &trace, "--held-out", "--ranker", "a.outrank"]);
+    assert_eq!(eval["files"][0]["requests"], held_out["requests"]);
+    assert_eq!(eval["mean_tau_b"], held_out["tau_b"]);
+    let explained =
+        json(dir.path(), &["explain", "--ranker", "a.outrank", "--prompt", "very very very long story"]);
+    assert!(explained["predicted_tokens"].as_f64().unwrap() > 1.0);
+    assert!(
+        explained["words"][0]["word"] == "very" && explained["words"][0]["factor"].as_f64() > Some(1.0),
+        "{explained}"
+    );
+}
+
+#[test]
+fn a_corrupt_ranker_is_refused_wherever_it_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = file(dir.path(), "t.jsonl", &trace(30));
+    let ranker = file(dir.path(), "r.outrank", "OUTRANKR and then rubbish");
+    for args in [
+        &["eval", "--trace", &trace, "--ranker", &ranker][..],
+        &["explain", "--prompt", "x", "--ranker", &ranker],
+        &["serve", "--ranker", &ranker, "--port", "0"],
+        &["bench", "--policies", "fcfs", "--trace", &trace, "--arrivals", "burst:1", "--ranker", &ranker],
+    ] {
+        let (code, text) = fails(dir.path(), args);
+        assert!(code == 1 && text.contains("r.outrank"), "{args:?}: {text}");
+    }
+}
+
+#[test]
+fn a_split_is_by_prompt_and_drops_near_duplicates_only_when_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = |n: usize, end: &str| {
+        format!(
+            "{{\"prompt\": \"Tell me all that you know about the river number {n} please{end}\", \"output_tokens\": 5}}\n"
+        )
+    };
+    let text: String = (0..60).flat_map(|n| [line(n, ""), line(n, "!"), line(n, " now")]).collect();
+    let trace = file(dir.path(), "t.jsonl", &text);
+    let args = ["trace", "split", &trace, "--train", "a.jsonl", "--held-out", "b.jsonl"];
+    let kept = json(dir.path(), &args);
+    assert_eq!(lines(&dir.path().join("a.jsonl")).len() + lines(&dir.path().join("b.jsonl")).len(), 180);
+    assert!(kept["near_duplicates"].as_u64().unwrap() > 10 && kept["dropped"] == 0, "{kept}");
+    let dropped = json(dir.path(), &[&args[..], &["--drop-near-duplicates"]].concat());
+    assert_eq!(dropped["dropped"], kept["near_duplicates"]);
+    assert_eq!(dropped["held_out"], kept["held_out"], "what is tested on stays the same");
+    assert_eq!(fails(dir.path(), &["trace", "split", &trace, "--check"]).0, 1);
+    assert_eq!(fails(dir.path(), &["trace", "split", &trace]).0, 2);
+}
+
+#[test]
+fn the_papers_format_becomes_a_trace_without_the_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let paper = file(dir.path(), "p.jsonl", "{\"prompt\": \"a b\", \"generated\": \"one two three four\"}\n");
+    let args = ["trace", "convert", &paper, "--out", "t.jsonl", "--approximate"];
+    assert_eq!(json(dir.path(), &args)["counted_answers"], 1);
+    let record: serde_json::Value = serde_json::from_str(&lines(&dir.path().join("t.jsonl"))[0]).unwrap();
+    assert!(
+        record["output_tokens"].as_u64() >= Some(4)
+            && record["generated"].is_null()
+            && record["prompt_tokens"] == 2
+    );
+    let none = file(dir.path(), "n.jsonl", "{\"prompt\": \"a b\"}\n");
+    let (code, text) = fails(dir.path(), &["trace", "convert", &none, "--out", "x.jsonl", "--approximate"]);
+    assert!(
+        code == 1 && text.contains("n.jsonl: request 1") && !dir.path().join("x.jsonl").exists(),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_unknown_key_of_the_settings_file_is_named_and_is_wrong_usage() {
+    let dir = tempfile::tempdir().unwrap();
+    file(dir.path(), "outrank.toml", "[engine]\nseatz = 4\n");
+    let (code, text) = fails(dir.path(), &["serve"]);
+    assert!(code == 2 && text.contains("outrank.toml") && text.contains("seatz"), "{code} {text}");
+    file(dir.path(), "outrank.toml", "[policy]\nstretch = \"far\"\n");
+    let (code, text) = fails(dir.path(), &["serve"]);
+    assert!(code == 2 && text.contains("stretch"), "{code} {text}");
+    file(dir.path(), "outrank.toml", "[policy]\nstretch = -1.0\n");
+    let (code, text) = fails(dir.path(), &["serve", "--no-ranker"]);
+    assert!(code == 2 && text.contains("stretch = -1"), "{code} {text}");
+}
+
+#[test]
+fn a_bad_variable_is_wrong_usage_and_a_flag_wins_over_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = common::outrank(dir.path(), &["serve"]).env("OUTRANK_PORT", "eighty").output().unwrap();
+    assert!(output.status.code() == Some(2) && stderr(&output).contains("eighty"), "{}", stderr(&output));
+    let output = common::outrank(dir.path(), &["serve", "--model", "flag.gguf"])
+        .env("OUTRANK_MODEL", "env.gguf")
+        .output();
+    assert!(stderr(&output.unwrap()).contains("flag.gguf"));
+}
+
+#[test]
+fn a_missing_model_says_how_to_get_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = common::outrank(dir.path(), &["serve", "--no-ranker"])
+        .env("HOME", dir.path())
+        .env_remove("XDG_CACHE_HOME")
+        .output()
+        .unwrap();
+    assert!(output.status.code() == Some(1) && stderr(&output).contains("make model"), "{}", stderr(&output));
+    let (code, text) = fails(dir.path(), &["serve", "--model", "absent.gguf"]);
+    assert!(code == 1 && text.contains("absent.gguf"), "{text}");
+    let rubbish = file(dir.path(), "rubbish.gguf", "GGUF or is it");
+    assert!(fails(dir.path(), &["serve", "--model", &rubbish]).1.contains("rubbish.gguf"));
+}
+
+#[test]
+fn help_documents_every_command_with_examples() {
+    let dir = tempfile::tempdir().unwrap();
+    let help =
+        |args: &[&str]| String::from_utf8(run(dir.path(), &[args, &["--help"]].concat()).stdout).unwrap();
+    let top = help(&[]);
+    for command in ["serve", "train", "eval", "bench", "trace", "explain"] {
+        assert!(top.contains(command));
+        let text = help(&[command]);
+        assert!(command == "trace" || text.contains("Example"), "{command} has no example");
+        assert!(text.len() > 800, "{command} says little");
+    }
+    for command in ["validate", "stats", "count", "convert", "split", "collect"] {
+        assert!(help(&["trace", command]).contains("Usage: outrank trace"), "{command}");
+    }
+    assert_eq!(run(dir.path(), &[]).status.code(), Some(2));
+}
