@@ -179,3 +179,13 @@ fn help_documents_every_command_with_examples() {
     }
     assert_eq!(run(dir.path(), &[]).status.code(), Some(2));
 }
+
+#[test]
+fn our_own_trace_is_valid_and_large_and_nothing_of_its_held_out_part_is_nearly_in_the_other() {
+    let trace = concat!(env!("CARGO_MANIFEST_DIR"), "/../../traces/smollm2-135m.jsonl.gz");
+    let dir = tempfile::tempdir().unwrap();
+    let report = json(dir.path(), &["trace", "split", trace, "--check"]);
+    let count = |name: &str| report[name].as_u64().unwrap();
+    assert!(count("train") + count("held_out") >= 1500 && count("held_out") >= 300, "{report}");
+    assert_eq!(count("near_duplicates"), 0, "{report}");
+}
