@@ -13,9 +13,10 @@ use crate::{Hysteresis, Key, Policy, Preemption, RequestView};
 /// service: who asks for little waits little, and nobody starves, whatever the ranker says. Optimises mean
 /// latency per token under that bound; long requests pay for short ones, up to `patience`.
 ///
-/// While a request runs its key follows what is expected to *remain*: it sinks as the answer proceeds, and rises
-/// when the answer outlives its prediction, so an underestimated request can lose its seat. It does so only where
-/// that pays: the gain must exceed `min_gain_s` and a multiple of the cost of switching, a few requests a step.
+/// While a request runs its key sinks with what is predicted to remain, so it is the harder to displace the further it
+/// is. It never rises: a request that outlives its prediction keeps its seat (to pause it then measured worse, because
+/// many are about to end). A waiting request displaces a running one only where that pays: the gain must exceed
+/// `min_gain_s` and a multiple of the cost of switching, a few requests a step, a few times a request.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Outrank {
@@ -38,10 +39,10 @@ impl Default for Outrank {
         Self {
             stretch: 10.0,
             patience_s: 120.0,
-            min_gain_s: 1.0,
+            min_gain_s: 5.0,
             switch_cost_factor: 20.0,
             max_preemptions_per_step: 1,
-            max_preemptions_per_request: 3,
+            max_preemptions_per_request: 2,
         }
     }
 }
@@ -49,8 +50,19 @@ impl Default for Outrank {
 impl Outrank {
     /// Seconds by which later arrivals may be ahead of this request.
     fn head_start_s(&self, view: &RequestView<'_>) -> f64 {
-        (self.stretch * view.remaining_service_s()).min(self.patience_s)
+        let (prefill_tokens, tokens) = match view.score {
+            Some(_) => (view.prefill_tokens, predicted_left_tokens(view)),
+            None => (0, view.remaining_tokens()),
+        };
+        (self.stretch * view.service.service_s(prefill_tokens, tokens)).min(self.patience_s)
     }
+}
+
+/// Predicted mean length, or the output limit if that is less, minus what has been generated; at least 1.
+fn predicted_left_tokens(view: &RequestView<'_>) -> f64 {
+    let limit_tokens = f64::from(view.request.max_tokens);
+    let total_tokens = view.score.map_or(view.unscored_tokens, |score| score.mean_tokens().min(limit_tokens));
+    (total_tokens - f64::from(view.generated_tokens)).max(1.0)
 }
 
 impl Policy for Outrank {
