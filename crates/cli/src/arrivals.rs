@@ -149,7 +149,8 @@ fn read_csv(path: &Path) -> Result<Vec<f64>> {
     .with_context(|| path.display().to_string())?;
     let mut lines = text.lines();
     let header: Vec<&str> = lines.next().unwrap_or_default().split(',').map(str::trim).collect();
-    let parsers: [(&str, fn(&str) -> Option<f64>); 3] = [
+    type Parser = fn(&str) -> Option<f64>;
+    let parsers: [(&str, Parser); 3] = [
         ("TIMESTAMP", seconds_of_date),
         ("timestamp_ms", |cell| cell.parse::<f64>().ok().map(|ms| ms / 1000.0)),
         ("t_s", |cell| cell.parse().ok()),

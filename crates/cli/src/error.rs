@@ -21,5 +21,5 @@ pub(crate) fn usage(message: impl Into<String>) -> anyhow::Error {
 
 /// Whether the error, or what caused it, is one of usage.
 pub(crate) fn is_usage(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.is::<UsageError>())
+    error.chain().any(<dyn std::error::Error>::is::<UsageError>)
 }

@@ -133,7 +133,7 @@ impl Host {
             server.model_name = model.name();
         }
         let context_tokens = engine.context_tokens;
-        let engine = Engine::start(Arc::clone(&model.model), engine, policy)?;
+        let engine = Engine::start(Arc::clone(&model.model), &engine, policy)?;
         let backend = Arc::new(EmbeddedEngine::new(engine.clone(), context_tokens));
         let server = Server::bind(server, backend, ranker.map(ranker_scores)).await?;
         let url = format!("http://{}", server.local_addr());

@@ -4,6 +4,8 @@
 //! order within a round alternates. A round's ratio compares neighbours in time, so a machine that slows down for
 //! a while slows both. usage: `cargo bench -p outrank-engine --bench throughput -- [ROUNDS] [TOKENS] [THREADS]`
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
+
 use std::io::Write;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -128,7 +130,7 @@ fn start(model: &Arc<Model>, seats: u32, threads: u32, log: PathBuf) -> Result<E
     };
     // The default policy, which ranks running requests in every step, as it serves.
     let policy: Outrank = PolicySettings::default().outrank;
-    Ok(Engine::start(model.clone(), config, Box::new(policy))?)
+    Ok(Engine::start(model.clone(), &config, Box::new(policy))?)
 }
 
 /// Serves all prompts at once, each to its own thread.

@@ -14,14 +14,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = Arc::new(Model::load(path.as_ref())?);
     let prompt = model.chat_prompt(&[ChatMessage::new("user", question)])?;
     let config = EngineConfig { seats: 1, ..EngineConfig::default() };
-    let engine = Engine::start(model, config, Box::new(Fcfs))?;
+    let engine = Engine::start(model, &config, Box::new(Fcfs))?;
     let mut answer = engine.submit_blocking(GenerateRequest::new(prompt, SamplingParams::greedy(256)))?;
     let mut out = std::io::stdout();
     while let Some(output) = answer.next_blocking() {
         match output {
             Output::Token { text, .. } => write!(out, "{text}")?,
             Output::Finished { reason, usage, timings } => {
-                write!(out, "\n\n{reason:?} {usage:?} {timings:?}\n")?
+                write!(out, "\n\n{reason:?} {usage:?} {timings:?}\n")?;
             }
             Output::Failed(reason) => return Err(reason.into()),
         }

@@ -24,10 +24,10 @@ impl Engine {
     /// [`EngineError`] if the settings cannot serve what they accept, or for want of memory.
     pub fn start(
         model: Arc<Model>,
-        config: EngineConfig,
+        config: &EngineConfig,
         policy: Box<dyn Policy>,
     ) -> Result<EngineHandle, EngineError> {
-        check(&model, &config)?;
+        check(&model, config)?;
         let scheduler = Scheduler::new(config.scheduler(), policy)?;
         let log = config.step_log.as_deref().map(StepLog::create).transpose().map_err(|source| {
             let path = config.step_log.as_deref().unwrap_or("".as_ref()).display();

@@ -207,7 +207,7 @@ fn fast_exp(x: f32) -> f32 {
     let whole = (scaled + magic) - magic;
     let f = scaled - whole;
     let poly = 1.0
-        + f * (0.693_147_2
+        + f * (std::f32::consts::LN_2
             + f * (0.240_226_5
                 + f * (0.055_504_11 + f * (0.009_618_129 + f * (0.001_333_356 + f * 0.000_154_035_3)))));
     let power = f32::from_bits(((whole as i32 + 127) << 23) as u32);

@@ -1,5 +1,7 @@
 //! Greedy output must not depend on who else is in the batch, how the prompt is cut, or whether the request was paused.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
+
 mod common;
 
 use common::{Answer, NewestFirst, ask, ask_all, engine, fcfs, prompts};

@@ -1,5 +1,7 @@
 //! Model files: what loads, what does not, and why.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
+
 mod common;
 
 use std::fs;

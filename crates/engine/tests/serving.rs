@@ -1,5 +1,7 @@
 //! What a client sees: text, stop strings, limits, cancellation, errors.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
+
 mod common;
 
 use std::time::{Duration, Instant};

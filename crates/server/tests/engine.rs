@@ -36,7 +36,7 @@ async fn serve() -> Running {
     let model = Arc::new(Model::load(&model_path()).unwrap());
     let config = EngineConfig { seats: 4, context_tokens: 512, ..EngineConfig::default() };
     let policy = by_name("outrank", &PolicySettings::default()).unwrap();
-    let engine = Engine::start(model, config.clone(), policy).unwrap();
+    let engine = Engine::start(model, &config, policy).unwrap();
     let backend = EmbeddedEngine::new(engine.clone(), config.context_tokens);
     let server_config = ServerConfig { port: 0, model_name: "test".into(), ..ServerConfig::default() };
     let server = Server::bind(server_config, Arc::new(backend), None).await.unwrap();

@@ -190,7 +190,7 @@ impl Bench {
                 bail!("the server answers nothing: {failure}")
             }
             Some(failure) => {
-                note(&format!("{} of {requests} warm-up requests failed: {failure}", failures.len()))
+                note(&format!("{} of {requests} warm-up requests failed: {failure}", failures.len()));
             }
             None => {}
         }

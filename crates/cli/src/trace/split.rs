@@ -126,7 +126,7 @@ impl Report {
                 "; {found} near-duplicates across the split (--drop-near-duplicates drops them):\n"
             )),
             (_, dropped) => {
-                text.push_str(&format!("; {dropped} near-duplicates of held-out prompts dropped:\n"))
+                text.push_str(&format!("; {dropped} near-duplicates of held-out prompts dropped:\n"));
             }
         }
         for pair in &self.pairs {

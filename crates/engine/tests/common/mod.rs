@@ -34,7 +34,7 @@ pub fn model() -> Arc<Model> {
 pub fn engine(policy: Box<dyn Policy>, change: impl FnOnce(&mut EngineConfig)) -> EngineHandle {
     let mut config = EngineConfig { seats: 4, context_tokens: 512, threads: 1, ..EngineConfig::default() };
     change(&mut config);
-    Engine::start(model(), config, policy).unwrap()
+    Engine::start(model(), &config, policy).unwrap()
 }
 
 /// An engine that serves in order of arrival.
