@@ -92,8 +92,11 @@ pub(crate) fn run(args: ServeArgs, file: FileSettings, output: &Output) -> Resul
             asked = shutdown() => asked?,
         }
         note("stopping: no new requests; those that run may finish (again to stop at once)");
-        tokio::spawn(async {
+        let engine = host.engine();
+        tokio::spawn(async move {
             if shutdown().await.is_ok() {
+                // llama.cpp must not compute while the process exits.
+                tokio::task::block_in_place(|| engine.shutdown());
                 std::process::exit(INTERRUPTED);
             }
         });

@@ -62,6 +62,10 @@ settings! {
         /// Model, a GGUF file [default: SmolLM2-135M-Instruct as `make model` fetches it, requantised to Q8_0 once]
         #[arg(long, env = "OUTRANK_MODEL", value_name = "FILE", help_heading = "Engine")]
         model: PathBuf,
+        /// System message of chats that bring none [default: empty for the default model, for a --model file what its
+        /// chat template says]
+        #[arg(long, env = "OUTRANK_SYSTEM_PROMPT", value_name = "TEXT", help_heading = "Engine")]
+        system_prompt: String,
         /// Requests in the batch at once [default: 8]
         #[arg(long, env = "OUTRANK_SEATS", value_name = "N", help_heading = "Engine")]
         seats: u32,
@@ -98,7 +102,7 @@ settings! {
         /// outrank: longest head start of any later arrival, in seconds [default: 120]
         #[arg(long, env = "OUTRANK_PATIENCE_S", value_name = "SECONDS", help_heading = "Policy")]
         patience_s: f64,
-        /// outrank: preempt only for a gain of this many seconds in the deadline [default: 1]
+        /// outrank: preempt only for a gain of this many seconds in the deadline [default: 5]
         #[arg(long, env = "OUTRANK_MIN_GAIN_S", value_name = "SECONDS", help_heading = "Policy")]
         min_gain_s: f64,
         /// outrank: ... and of this multiple of what the switch costs [default: 20]
@@ -107,7 +111,7 @@ settings! {
         /// outrank: requests paused in one step; 0 switches preemption off [default: 1]
         #[arg(long, env = "OUTRANK_MAX_PREEMPTIONS_PER_STEP", value_name = "N", help_heading = "Policy")]
         max_preemptions_per_step: u32,
-        /// outrank: times that one request may be paused [default: 3]
+        /// outrank: times that one request may be paused [default: 2]
         #[arg(long, env = "OUTRANK_MAX_PREEMPTIONS_PER_REQUEST", value_name = "N", help_heading = "Policy")]
         max_preemptions_per_request: u32,
         /// ltr: steps without a turn after which a request is promoted [default: 200]

@@ -8,7 +8,7 @@ use std::time::Instant;
 use outrank_core::{Policy, Scheduler};
 
 use crate::executor::{Executor, ExecutorConfig};
-use crate::handle::{Command, Shared};
+use crate::handle::{Command, EngineThread, Shared};
 use crate::step_log::StepLog;
 use crate::worker::Worker;
 use crate::{EngineConfig, EngineError, EngineHandle, Model};
@@ -35,10 +35,9 @@ impl Engine {
         })?;
         let (commands, inbox) = channel();
         let shared = Arc::new(Shared::new());
-        let handle =
-            EngineHandle { commands, shared: shared.clone(), model: model.clone(), epoch: Instant::now() };
+        let epoch = Instant::now();
         let (ready, wait) = mpsc::sync_channel(1);
-        let start = Start { model, scheduler, log, inbox, shared: shared.clone(), epoch: handle.epoch };
+        let start = Start { model: model.clone(), scheduler, log, inbox, shared: shared.clone(), epoch };
         let executor_config = ExecutorConfig {
             seats: config.seats,
             context_tokens: config.context_tokens,
@@ -49,11 +48,11 @@ impl Engine {
             .name("outrank-engine".into())
             .spawn(move || start.run(executor_config, &ready))
             .map_err(|source| EngineError::Io { what: "cannot start the engine thread".into(), source })?;
-        shared.owns(thread);
+        let thread = Arc::new(EngineThread::new(commands.clone(), thread));
         let started = wait.recv().unwrap_or_else(|_| {
             Err(EngineError::Config("the engine thread panicked while it started".into()))
         });
-        started.map(|()| handle)
+        started.map(|()| EngineHandle { commands, thread, shared, model, epoch })
     }
 }
 

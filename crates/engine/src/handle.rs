@@ -46,17 +46,11 @@ pub(crate) struct Shared {
     snapshot: Mutex<Snapshot>,
     /// Why the engine stopped, once it has.
     stopped: Mutex<Option<String>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Shared {
     pub(crate) fn new() -> Self {
-        Self {
-            next_id: AtomicU64::new(1),
-            snapshot: Mutex::default(),
-            stopped: Mutex::default(),
-            thread: Mutex::default(),
-        }
+        Self { next_id: AtomicU64::new(1), snapshot: Mutex::default(), stopped: Mutex::default() }
     }
 
     pub(crate) fn publish(&self, snapshot: Snapshot) {
@@ -65,10 +59,6 @@ impl Shared {
 
     pub(crate) fn stop(&self, reason: String) {
         lock(&self.stopped).get_or_insert(reason);
-    }
-
-    pub(crate) fn owns(&self, thread: JoinHandle<()>) {
-        *lock(&self.thread) = Some(thread);
     }
 
     fn stopped(&self) -> SubmitError {
@@ -82,11 +72,43 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A running engine. Clones refer to the same engine; it stops when [`EngineHandle::shutdown`] is called or when
-/// the last handle and the last [`Submission`] are gone.
+/// The engine thread. It is stopped and waited for when this is dropped: llama.cpp must not compute while the process
+/// exits, because what it uses is destroyed then.
+#[derive(Debug)]
+pub(crate) struct EngineThread {
+    commands: Sender<Command>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl EngineThread {
+    pub(crate) fn new(commands: Sender<Command>, thread: JoinHandle<()>) -> Self {
+        Self { commands, thread: Mutex::new(Some(thread)) }
+    }
+
+    fn stop(&self) {
+        // An error means that it has ended by itself.
+        let _ = self.commands.send(Command::Shutdown);
+        // The lock is held meanwhile: whoever else stops the engine returns no sooner.
+        let mut thread = lock(&self.thread);
+        if let Some(thread) = thread.take() {
+            // A panic of the thread has been reported to every request that it had.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for EngineThread {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A running engine. Clones refer to the same engine; it stops, after the step that it computes, when
+/// [`EngineHandle::shutdown`] is called or the last handle is dropped. Either waits for it.
 #[derive(Clone, Debug)]
 pub struct EngineHandle {
     pub(crate) commands: Sender<Command>,
+    pub(crate) thread: Arc<EngineThread>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) model: Arc<Model>,
     pub(crate) epoch: Instant,
@@ -192,12 +214,7 @@ impl EngineHandle {
 
     /// Stops the engine after the current step and waits for its thread; requests that it has are failed.
     pub fn shutdown(&self) {
-        let _ = self.commands.send(Command::Shutdown);
-        let thread = lock(&self.shared.thread).take();
-        if let Some(thread) = thread {
-            // A panic of the thread has been reported to every request that it had.
-            let _ = thread.join();
-        }
+        self.thread.stop();
     }
 }
 

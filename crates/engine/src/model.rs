@@ -46,6 +46,15 @@ impl Model {
         Ok(Self { name: name.unwrap_or(stem), path: path.into(), pieces, template, llama })
     }
 
+    /// The same model with [`ChatTemplate::with_system_prompt`].
+    ///
+    /// # Errors
+    /// [`TemplateError`] if the model has no chat template, or one that takes no system message.
+    pub fn with_system_prompt(self, text: &str) -> Result<Self, TemplateError> {
+        let template = self.template.ok_or(TemplateError::Missing)?.with_system_prompt(text)?;
+        Ok(Self { template: Some(template), ..self })
+    }
+
     fn own_template(llama: &LlamaModel, path: &Path) -> Result<Option<ChatTemplate>, ModelError> {
         let Ok(source) = llama.chat_template(None) else { return Ok(None) };
         let source = source.as_c_str().to_string_lossy();

@@ -37,6 +37,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos: String,
     eos: String,
+    system_prompt: Option<ChatMessage>,
 }
 
 impl ChatTemplate {
@@ -56,7 +57,18 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, source.to_owned())
             .map_err(|error| TemplateError::Render(describe(&error)))?;
-        Ok(Self { environment, bos: bos.into(), eos: eos.into() })
+        Ok(Self { environment, bos: bos.into(), eos: eos.into(), system_prompt: None })
+    }
+
+    /// The same template, with this system message before chats that do not begin with one of their own, in place of
+    /// what the template itself puts there.
+    ///
+    /// # Errors
+    /// [`TemplateError`] if the template takes no system message.
+    pub fn with_system_prompt(mut self, text: &str) -> Result<Self, TemplateError> {
+        self.system_prompt = Some(ChatMessage::new("system", text));
+        self.render(&[ChatMessage::new("user", "Hi")], true)?;
+        Ok(self)
     }
 
     /// Spelling of the beginning-of-text token; empty if the model has none.
@@ -86,6 +98,8 @@ impl ChatTemplate {
                 None => TemplateError::Render(message),
             }
         };
+        let system_prompt = self.system_prompt.iter().filter(|_| messages[0].role != "system");
+        let messages: Vec<&ChatMessage> = system_prompt.chain(messages).collect();
         let values = context! {
             messages,
             add_generation_prompt,
@@ -204,6 +218,24 @@ mod tests {
             error,
             "messages[0].role: unknown role \"wizard\", expected one of system, user, assistant, tool"
         );
+    }
+
+    #[test]
+    fn a_system_prompt_stands_before_chats_that_bring_none() {
+        let source = "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}";
+        let template = ChatTemplate::parse(source, "", "").unwrap().with_system_prompt("").unwrap();
+        assert_eq!(template.render(&user("x"), true).unwrap(), "system=;user=x;");
+        let own = [ChatMessage::new("system", "s"), ChatMessage::new("user", "x")];
+        assert_eq!(template.render(&own, true).unwrap(), "system=s;user=x;");
+        let unknown = template.render(&[ChatMessage::new("wizard", "x")], true).unwrap_err();
+        assert!(
+            matches!(unknown, TemplateError::UnknownRole { index: 0, .. }),
+            "counted as the client counts"
+        );
+        let strict =
+            "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}";
+        let refused = ChatTemplate::parse(strict, "", "").unwrap().with_system_prompt("s").unwrap_err();
+        assert!(matches!(refused, TemplateError::Refused(_)), "{refused}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{model, source};
+use common::{model, served, source};
 use outrank_engine::{
     ChatMessage, Executor, ExecutorConfig, GgufHeader, Model, ModelError, TemplateError, ensure_q8_0,
 };
@@ -95,7 +95,7 @@ fn requantising_happens_once_and_damage_is_repaired() {
 
 #[test]
 fn the_models_own_template_and_tokenizer_are_used() {
-    let model = model();
+    let model = Model::load(&served()).unwrap();
     let template = model.chat_template().unwrap();
     let text = template.render(&[ChatMessage::new("user", "Hi")], true).unwrap();
     assert_eq!(

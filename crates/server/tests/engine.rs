@@ -2,10 +2,13 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests fail like tests do.
 
+mod client;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use client::client;
 use futures_util::StreamExt;
 use outrank_core::policies::{PolicySettings, by_name};
 use outrank_engine::{Engine, EngineConfig, EngineHandle, Model, ensure_q8_0};
@@ -33,7 +36,7 @@ struct Running {
 }
 
 async fn serve() -> Running {
-    let model = Arc::new(Model::load(&model_path()).unwrap());
+    let model = Arc::new(Model::load(&model_path()).unwrap().with_system_prompt("").unwrap());
     let config = EngineConfig { seats: 4, context_tokens: 512, ..EngineConfig::default() };
     let policy = by_name("outrank", &PolicySettings::default()).unwrap();
     let engine = Engine::start(model, &config, policy).unwrap();
@@ -42,7 +45,7 @@ async fn serve() -> Running {
     let server = Server::bind(server_config, Arc::new(backend), None).await.unwrap();
     let url = format!("http://{}", server.local_addr());
     tokio::spawn(server.run(std::future::pending()));
-    Running { url, client: Client::new(), engine }
+    Running { url, client: client(), engine }
 }
 
 impl Running {
@@ -75,10 +78,10 @@ async fn the_embedded_engine_answers_over_http() {
 }
 
 async fn it_knows_a_capital_whole_and_streamed(server: &Running) {
-    let question = "What is the capital of Germany?";
+    let question = "What is the capital of France?";
     let body = server.answer(question, json!({ "max_tokens": 40 })).await;
     let whole = body["choices"][0]["message"]["content"].as_str().unwrap();
-    assert!(whole.contains("Berlin"), "{body}");
+    assert!(whole.contains("Paris"), "{body}");
     assert_eq!(body["choices"][0]["finish_reason"], "stop");
 
     let stream =

@@ -19,14 +19,17 @@ pub fn source() -> PathBuf {
     path
 }
 
+/// The GGUF file as it is served.
+pub fn served() -> PathBuf {
+    let source = source();
+    ensure_q8_0(&source, source.parent().unwrap()).unwrap()
+}
+
 /// The model as it is served.
 pub fn model() -> Arc<Model> {
     static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
-    let load = || {
-        let source = source();
-        let served = ensure_q8_0(&source, source.parent().unwrap()).unwrap();
-        Arc::new(Model::load(&served).unwrap())
-    };
+    // With its template's system message the model answers what touches France in broken French.
+    let load = || Arc::new(Model::load(&served()).unwrap().with_system_prompt("").unwrap());
     MODEL.get_or_init(load).clone()
 }
 
@@ -66,10 +69,9 @@ pub fn prompts() -> Vec<Vec<Token>> {
     questions.iter().map(|question| chat(question)).collect()
 }
 
-/// The prompt of one question. With its own system prompt the model answers what touches France in French.
+/// The prompt of one question.
 pub fn chat(question: &str) -> Vec<Token> {
-    let system = ChatMessage::new("system", "You are a helpful assistant.");
-    model().chat_prompt(&[system, ChatMessage::new("user", question)]).unwrap()
+    model().chat_prompt(&[ChatMessage::new("user", question)]).unwrap()
 }
 
 /// One whole answer.

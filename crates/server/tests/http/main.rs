@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)] // Helpers of tests fail like tests do.
 
 mod answers;
+#[path = "../client/mod.rs"]
+mod client;
 mod document;
 mod drain;
 mod inspect;

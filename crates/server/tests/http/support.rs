@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use crate::client::client;
 use crate::scripted::{Script, Scripted};
 
 pub(crate) struct Running {
@@ -30,7 +31,7 @@ pub(crate) async fn serve(script: Script, config: ServerConfig, score: Option<Sc
         // A dropped sender is a test that ended.
         server.run(async { signal.await.unwrap_or(()) }).await.unwrap()
     });
-    Running { url, engine, client: Client::new(), shutdown: Some(shutdown), server }
+    Running { url, engine, client: client(), shutdown: Some(shutdown), server }
 }
 
 /// A server with default settings.
