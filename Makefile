@@ -50,7 +50,7 @@ ranker: setup ## makes the shipped ranker again from the traces in DATA=DIR, byt
 	@test -n "$(DATA)" || { echo "usage: make ranker DATA=DIR (the folder with the traces of crates/ranker/src/shipped.rs)" >&2; exit 2; }
 	cargo run --release --locked -p outrank-ranker --example ship -- crates/ranker/assets/default.outrank "$(DATA)"
 
-trace: build model ## collects the lengths of our own trace again (about 20 minutes)
+trace: build model ## collects the lengths of our own trace again (about 40 minutes)
 	@bash scripts/collect.sh $(OUTRANK) $(TRACE)
 
 bench-plan: ## cost of one scheduler step against queue length

@@ -223,6 +223,9 @@ pub(crate) fn policy_name(name: &str) -> std::result::Result<String, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Args;
+    use outrank_engine::EngineConfig;
+
     use super::*;
 
     fn file(text: &str) -> Result<FileSettings> {
@@ -239,6 +242,31 @@ mod tests {
         let settings = flags.or(file.policy).settings().unwrap();
         assert_eq!((settings.outrank.stretch, settings.outrank.patience_s), (5.0, 7.0));
         assert_eq!(settings.ltr, PolicySettings::default().ltr);
+    }
+
+    #[test]
+    fn the_help_tells_the_real_defaults() {
+        let command = EngineSettings::augment_args(PolicyFlags::augment_args(clap::Command::new("outrank")));
+        let (PolicySettings { outrank, ltr }, engine) = (PolicySettings::default(), EngineConfig::default());
+        for (flag, default) in [
+            ("stretch", outrank.stretch.to_string()),
+            ("patience_s", outrank.patience_s.to_string()),
+            ("min_gain_s", outrank.min_gain_s.to_string()),
+            ("switch_cost_factor", outrank.switch_cost_factor.to_string()),
+            ("max_preemptions_per_step", outrank.max_preemptions_per_step.to_string()),
+            ("max_preemptions_per_request", outrank.max_preemptions_per_request.to_string()),
+            ("ltr_threshold_steps", ltr.threshold_steps.to_string()),
+            ("ltr_quantum_steps", ltr.quantum_steps.to_string()),
+            ("seats", engine.seats.to_string()),
+            ("context", engine.context_tokens.to_string()),
+            ("queue", engine.max_queue_requests.to_string()),
+            ("step_tokens", engine.step_tokens.to_string()),
+            ("prefill_chunk", engine.prefill_chunk_tokens.to_string()),
+        ] {
+            let flag = command.get_arguments().find(|argument| argument.get_id() == flag).unwrap();
+            let help = flag.get_help().unwrap().to_string();
+            assert!(help.ends_with(&format!("[default: {default}]")), "{}: {help}", flag.get_id());
+        }
     }
 
     #[test]

@@ -2,11 +2,25 @@
 
 use crate::{Policy, Rank, Request, RequestView, Score, ServiceModel, State, blocks_for};
 
+/// A score, and what follows from it for one request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Prediction {
+    pub(crate) score: Score,
+    /// Expected output length within the limit of the request.
+    pub(crate) tokens: f64,
+}
+
+impl Prediction {
+    pub(crate) fn new(score: Score, max_tokens: u32) -> Self {
+        Self { score, tokens: score.mean_tokens_within(max_tokens) }
+    }
+}
+
 /// A request that has been accepted and has not left.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub(crate) request: Request,
-    pub(crate) score: Option<Score>,
+    pub(crate) prediction: Option<Prediction>,
     /// Its place in the order of arrival.
     pub(crate) number: u64,
     pub(crate) state: State,
@@ -56,8 +70,8 @@ impl Entry {
     pub(crate) fn view<'a>(&'a self, service: &'a ServiceModel, unscored_tokens: f64) -> RequestView<'a> {
         RequestView {
             request: &self.request,
-            score: self.score,
-            unscored_tokens,
+            score: self.prediction.map(|prediction| prediction.score),
+            predicted_tokens: self.prediction.map_or(unscored_tokens, |prediction| prediction.tokens),
             generated_tokens: self.generated_tokens,
             prefill_tokens: self.pending_tokens(),
             service,

@@ -41,8 +41,9 @@ pub struct RequestView<'a> {
     pub request: &'a Request,
     /// The prediction, if one has been made.
     pub score: Option<Score>,
-    /// What a request without prediction is taken for: the recent mean output length, in tokens.
-    pub unscored_tokens: f64,
+    /// Expected output length in tokens within the limit of the request; without a prediction the recent mean, which is
+    /// the same for all such requests.
+    pub predicted_tokens: f64,
     /// Output tokens so far.
     pub generated_tokens: u32,
     /// Prefill tokens still to be processed.
@@ -58,7 +59,7 @@ impl RequestView<'_> {
         let limit = f64::from(self.request.max_tokens.saturating_sub(self.generated_tokens).max(1));
         match self.score {
             Some(score) => score.remaining_tokens(self.generated_tokens).min(limit),
-            None => self.unscored_tokens.max(1.0),
+            None => self.predicted_tokens.max(1.0),
         }
     }
 

@@ -80,6 +80,18 @@ impl Score {
         f64::from(self.median_tokens) * (0.5 * f64::from(self.spread).powi(2)).exp()
     }
 
+    /// Expected length in tokens of an output that is cut at `limit` tokens: `E[min(X, limit)]`. Unlike the lesser of the
+    /// mean and the limit it orders predictions beyond the limit too, by how likely they are to end before it.
+    ///
+    /// For a log-normal, `mean · Φ(z - spread) + limit · Φ(-z)` with `z = (ln limit - ln median) / spread`.
+    pub fn mean_tokens_within(self, limit: u32) -> f64 {
+        let limit = f64::from(limit.max(1));
+        let spread = f64::from(self.spread).max(MIN_SPREAD);
+        let z = (limit.ln() - f64::from(self.median_tokens).ln()) / spread;
+        let mean = f64::from(self.median_tokens) * (0.5 * spread * spread).exp();
+        (mean * normal_cdf(z - spread) + limit * normal_cdf(-z)).min(limit)
+    }
+
     /// Expected number of tokens still to come after `generated`, given that the request has not ended:
     /// `E[X - g | X > g]`, at least 1.
     ///
@@ -132,6 +144,25 @@ mod tests {
             let ours = Score::new(median as f32, spread as f32).unwrap().remaining_tokens(done);
             assert!((ours / exact - 1.0).abs() < 0.01, "{median} {spread} {done}: {ours} against {exact}");
         }
+    }
+
+    #[test]
+    fn a_limited_mean_matches_the_integral_and_still_orders_what_exceeds_the_limit() {
+        for (median, spread, limit) in
+            [(100.0_f64, 0.5_f64, 150_u32), (100.0, 0.8, 60), (30.0, 1.0, 400), (900.0, 0.7, 192)]
+        {
+            let score = Score::new(median as f32, spread as f32).unwrap();
+            // E[min(X, c)] is the integral of the survival function up to c.
+            let step = f64::from(limit) / 100_000.0;
+            let survival = |x: f64| 1.0 - normal_cdf((x.ln() - median.ln()) / spread);
+            let exact: f64 = (0..100_000).map(|i| survival((f64::from(i) + 0.5) * step) * step).sum();
+            let ours = score.mean_tokens_within(limit);
+            assert!((ours / exact - 1.0).abs() < 1e-4, "{median} {spread} {limit}: {ours} against {exact}");
+        }
+        let within = |median| Score::new(median, 0.8).unwrap().mean_tokens_within(192);
+        assert!(within(300.0) < within(400.0) && within(400.0) < within(800.0) && within(1e30) <= 192.0);
+        let unlimited = Score::new(100.0, 0.5).unwrap();
+        assert!((unlimited.mean_tokens_within(u32::MAX) / unlimited.mean_tokens() - 1.0).abs() < 1e-9);
     }
 
     #[test]

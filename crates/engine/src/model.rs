@@ -70,7 +70,7 @@ impl Model {
     /// The tokens of `text`.
     ///
     /// `add_special` adds the beginning-of-text token where the model wants one; `parse_special` reads control
-    /// tokens that are spelled out in the text (a rendered chat needs it, user text must not have it).
+    /// tokens that are spelled out in the text (a rendered chat needs it).
     pub fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<Token> {
         let tokens = self.llama.vocab().tokenize(text.as_bytes(), add_special, parse_special);
         tokens.into_iter().map(|token| token.0).collect()

@@ -1,7 +1,6 @@
 //! Choosing the next token from logits.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 
 use crate::{SamplingParams, Token, TokenLogprobs};
 
@@ -15,7 +14,7 @@ const FIRST_NUCLEUS_CANDIDATES: usize = 64;
 #[derive(Debug)]
 pub struct Sampler {
     params: SamplingParams,
-    random: SplitMix64,
+    random: fastrand::Rng,
     /// How often the output contains each token; kept only if a penalty asks for it.
     counts: HashMap<Token, u32>,
     /// Working memory: logits less their penalties.
@@ -35,11 +34,9 @@ struct Candidate {
 impl Sampler {
     /// A sampler with the given settings, assumed valid.
     pub fn new(params: &SamplingParams) -> Self {
-        // A hasher's fresh keys are the standard library's one source of randomness.
-        let seed = params.seed.unwrap_or_else(|| RandomState::new().hash_one(0_u8));
         Self {
             params: SamplingParams { stop: Vec::new(), ..params.clone() },
-            random: SplitMix64(seed),
+            random: params.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed),
             counts: HashMap::new(),
             penalised: Vec::new(),
             weights: Vec::new(),
@@ -161,7 +158,7 @@ impl Sampler {
         let weights = self.candidates.iter().map(|c| fast_exp((c.logit - max) / temperature));
         self.weights.clear();
         self.weights.extend(weights);
-        let index = self.random.pick(&self.weights);
+        let index = pick(&mut self.random, &self.weights);
         self.candidates[index].token
     }
 
@@ -170,7 +167,7 @@ impl Sampler {
         let scale = self.params.temperature.recip();
         self.weights.clear();
         self.weights.extend(logits.iter().map(|&logit| fast_exp((logit - max) * scale)));
-        self.random.pick(&self.weights) as Token
+        pick(&mut self.random, &self.weights) as Token
     }
 }
 
@@ -215,42 +212,27 @@ fn fast_exp(x: f32) -> f32 {
     if x < -80.0 { 0.0 } else { value }
 }
 
-/// Steele and others' SplitMix64: 64 well-mixed bits from a counter.
-#[derive(Debug)]
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    /// A number in [0, 1) with 53 random bits.
-    fn unit(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
-    }
-
-    /// An index with probability proportional to its weight.
-    fn pick(&mut self, weights: &[f32]) -> usize {
-        const BLOCK: usize = 256;
-        let sum = |block: &[f32]| block.iter().map(|&weight| f64::from(weight)).sum::<f64>();
-        let total: f64 = weights.chunks(BLOCK).map(sum).sum();
-        let mut left = self.unit() * total;
-        for (index, block) in weights.chunks(BLOCK).enumerate() {
-            let held = sum(block);
-            if left >= held {
-                left -= held;
-                continue;
-            }
-            for (offset, &weight) in block.iter().enumerate() {
-                left -= f64::from(weight);
-                if left < 0.0 {
-                    return index * BLOCK + offset;
-                }
+/// An index with probability proportional to its weight.
+fn pick(random: &mut fastrand::Rng, weights: &[f32]) -> usize {
+    const BLOCK: usize = 256;
+    let sum = |block: &[f32]| block.iter().map(|&weight| f64::from(weight)).sum::<f64>();
+    let total: f64 = weights.chunks(BLOCK).map(sum).sum();
+    let mut left = random.f64() * total;
+    for (index, block) in weights.chunks(BLOCK).enumerate() {
+        let held = sum(block);
+        if left >= held {
+            left -= held;
+            continue;
+        }
+        for (offset, &weight) in block.iter().enumerate() {
+            left -= f64::from(weight);
+            if left < 0.0 {
+                return index * BLOCK + offset;
             }
         }
-        // Rounding left a sliver beyond the last weight.
-        weights.iter().rposition(|&weight| weight > 0.0).unwrap_or(0)
     }
+    // Rounding left a sliver beyond the last weight.
+    weights.iter().rposition(|&weight| weight > 0.0).unwrap_or(0)
 }
 
 #[cfg(test)]

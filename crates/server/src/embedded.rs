@@ -31,7 +31,8 @@ impl Backend for EmbeddedEngine {
     }
 
     fn text_tokens(&self, text: &str) -> Vec<Token> {
-        self.handle.model().tokenize(text, true, false)
+        // Control tokens that are spelled out count, as in vLLM and llama.cpp: clients send chats that they rendered.
+        self.handle.model().tokenize(text, true, true)
     }
 
     fn token_bytes(&self, token: Token) -> Vec<u8> {

@@ -93,6 +93,14 @@ async fn it_knows_a_capital_whole_and_streamed(server: &Running) {
         .filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str().map(str::to_owned))
         .collect();
     assert_eq!(streamed, whole);
+
+    let rendered = format!(
+        "<|im_start|>system\n<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    );
+    let body = json!({ "model": "test", "prompt": rendered, "temperature": 0, "max_tokens": 40 });
+    let completed = server.client.post(format!("{}/v1/completions", server.url)).json(&body).send().await;
+    let completed: Value = completed.unwrap().json().await.unwrap();
+    assert_eq!(completed["choices"][0]["text"], whole, "control tokens in the prompt count");
 }
 
 async fn it_stops_where_it_is_told_and_counts_its_tokens(server: &Running) {

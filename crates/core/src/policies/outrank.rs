@@ -51,18 +51,12 @@ impl Outrank {
     /// Seconds by which later arrivals may be ahead of this request.
     fn head_start_s(&self, view: &RequestView<'_>) -> f64 {
         let (prefill_tokens, tokens) = match view.score {
-            Some(_) => (view.prefill_tokens, predicted_left_tokens(view)),
-            None => (0, view.remaining_tokens()),
+            // The prediction less what has come: it never grows.
+            Some(_) => (view.prefill_tokens, view.predicted_tokens - f64::from(view.generated_tokens)),
+            None => (0, view.predicted_tokens),
         };
-        (self.stretch * view.service.service_s(prefill_tokens, tokens)).min(self.patience_s)
+        (self.stretch * view.service.service_s(prefill_tokens, tokens.max(1.0))).min(self.patience_s)
     }
-}
-
-/// Predicted mean length, or the output limit if that is less, minus what has been generated; at least 1.
-fn predicted_left_tokens(view: &RequestView<'_>) -> f64 {
-    let limit_tokens = f64::from(view.request.max_tokens);
-    let total_tokens = view.score.map_or(view.unscored_tokens, |score| score.mean_tokens().min(limit_tokens));
-    (total_tokens - f64::from(view.generated_tokens)).max(1.0)
 }
 
 impl Policy for Outrank {

@@ -15,7 +15,7 @@ impl Scheduler {
             policy: self.policy.name().into(),
             state: entry.state,
             position,
-            score: entry.score,
+            score: view.score,
             generated_tokens: entry.generated_tokens,
             remaining_tokens: view.remaining_tokens(),
             eta,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use slab::Slab;
 use thiserror::Error;
 
-use crate::entry::Entry;
+use crate::entry::{Entry, Prediction};
 use crate::starvation::StarvationTimers;
 use crate::{
     Capacity, CapacityError, Event, KvLedger, OvertakeLog, Place, Placement, Plan, Policy, Rank, RankQueue,
@@ -172,9 +172,10 @@ impl Scheduler {
         }
         let id = request.id;
         let number = self.overtakes.arrive();
+        let prediction = score.map(|score| Prediction::new(score, request.max_tokens));
         let slot = self.entries.insert(Entry {
             request,
-            score,
+            prediction,
             number,
             state: State::Waiting,
             generated_tokens: 0,
@@ -208,7 +209,8 @@ impl Scheduler {
                 }
             }
             Event::Scored(id, score) => self.with_slot(id, |this, slot| {
-                this.entries[slot].score = Some(score);
+                let entry = &mut this.entries[slot];
+                entry.prediction = Some(Prediction::new(score, entry.request.max_tokens));
                 if this.entries[slot].state != State::Running {
                     this.requeue(slot);
                 }
