@@ -121,32 +121,48 @@ fn effects(ranker: &Ranker, prompt: &str) -> Vec<WordEffect> {
         }
     }
     let effect = |word: &str| {
-        let without: Vec<&str> = prompt.split(' ').filter(|part| part.trim() != word).collect();
+        let without: Vec<&str> = prompt.split_whitespace().filter(|part| *part != word).collect();
         let without = f64::from(ranker.score(&without.join(" ")).median_tokens());
         WordEffect { word: word.to_owned(), factor: whole / without }
     };
     seen.into_iter().map(effect).collect()
 }
 
-/// The server's explanation, one fact a line; the reason last.
+/// The server's explanation, one fact a line: first of the request, then of each of its outputs, whose reason is last.
 fn request_text(answer: &Value) -> String {
-    let Value::Object(facts) = answer else { return answer.to_string() };
-    let mut table = Table::new([]);
-    let mut why = None;
-    for (name, value) in facts {
-        let cell = match value {
-            Value::Null => continue,
-            Value::String(text) if name == "why" => {
-                why = Some(text.clone());
-                continue;
-            }
-            Value::String(text) => text.clone(),
-            Value::Number(value) => value.as_f64().map_or_else(|| value.to_string(), tidy),
-            other => other.to_string(),
-        };
-        table.row([name.replace('_', " "), cell]);
+    let mut text = facts_text(answer);
+    for choice in answer["choices"].as_array().into_iter().flatten() {
+        text.push('\n');
+        text.push_str(&facts_text(choice));
+        if let Some(why) = choice["schedule"]["why"].as_str() {
+            text.push_str(why);
+            text.push('\n');
+        }
     }
-    format!("{}{}", table.render().trim_start_matches('\n'), why.unwrap_or_default())
+    text
+}
+
+/// The facts of an object and of the objects in it; lists and what is not known are left out.
+fn facts_text(object: &Value) -> String {
+    fn add(table: &mut Table, object: &Value) {
+        for (name, value) in object.as_object().into_iter().flatten() {
+            let cell = match value {
+                Value::Null | Value::Array(_) => continue,
+                Value::Object(_) => {
+                    add(table, value);
+                    continue;
+                }
+                Value::String(_) if name == "why" => continue,
+                Value::String(text) => text.clone(),
+                Value::Number(value) => value.as_f64().map_or_else(|| value.to_string(), tidy),
+                Value::Bool(value) => value.to_string(),
+            };
+            table.row([name.replace('_', " "), cell]);
+        }
+    }
+    let mut table = Table::new([]);
+    add(&mut table, object);
+    table.render().trim_start_matches('\n').to_owned()
 }
 
 fn tidy(value: f64) -> String {
@@ -160,12 +176,14 @@ mod tests {
 
     #[test]
     fn the_reason_comes_last_and_what_is_not_known_is_left_out() {
-        let answer = json!({"position": 3, "score": null, "waited_s": 1.234567, "why": "short first", "state": "waiting"});
+        // The shape that `GET /v1/outrank/requests/{id}` has.
+        let schedule =
+            json!({"policy": "outrank", "position": 3, "waited_ms": 1234.567, "why": "short first"});
+        let choice = json!({"index": 0, "status": "waiting", "predicted_tokens": null, "schedule": schedule, "timings": null});
+        let answer = json!({"id": "chatcmpl-1", "status": "waiting", "choices": [choice]});
         let text = request_text(&answer);
-        assert!(
-            text.contains("waited s") && text.contains("1.23") && text.ends_with("short first"),
-            "{text}"
-        );
-        assert!(!text.contains("score") && text.starts_with("position"), "{text}");
+        assert!(text.contains("position") && text.contains("waited ms") && text.contains("1235"), "{text}");
+        assert!(text.ends_with("short first\n") && text.starts_with("id "), "{text}");
+        assert!(!text.contains("predicted") && !text.contains("choices") && !text.contains('{'), "{text}");
     }
 }

@@ -114,8 +114,12 @@ impl HostConfig {
         config.step_tokens =
             engine.step_tokens.unwrap_or(config.step_tokens.max(config.seats.saturating_mul(2)));
         config.step_log.clone_from(&engine.step_log);
-        let server =
-            ServerConfig { port: 0, default_max_tokens: config.context_tokens, ..ServerConfig::default() };
+        let server = ServerConfig {
+            port: 0,
+            default_max_tokens: config.context_tokens,
+            model_name: String::new(),
+            ..ServerConfig::default()
+        };
         Ok(Self { engine: config, server, policy, ranker })
     }
 
@@ -139,7 +143,7 @@ impl Host {
         // Every client that waits is an open socket.
         crate::http::allow_many_sockets();
         let HostConfig { engine, mut server, policy, ranker } = config;
-        if server.model_name == ServerConfig::default().model_name {
+        if server.model_name.is_empty() {
             server.model_name = model.name();
         }
         let context_tokens = engine.context_tokens;

@@ -1,6 +1,6 @@
 //! What the scheduler remembers of one request.
 
-use crate::{Policy, Rank, Request, RequestView, Score, ServiceModel, State, blocks_for};
+use crate::{Policy, Rank, Request, RequestView, Score, ServiceModel, State, Unscored, blocks_for};
 
 /// A score, and what follows from it for one request.
 #[derive(Clone, Copy, Debug)]
@@ -13,6 +13,25 @@ pub(crate) struct Prediction {
 impl Prediction {
     pub(crate) fn new(score: Score, max_tokens: u32) -> Self {
         Self { score, tokens: score.mean_tokens_within(max_tokens) }
+    }
+}
+
+/// What is known beside the requests themselves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Estimates {
+    /// Step costs as measured so far.
+    pub(crate) service: ServiceModel,
+    /// Recent mean output length.
+    pub(crate) mean_tokens: f64,
+    pub(crate) unscored: Unscored,
+}
+
+impl Estimates {
+    /// Before anything was measured.
+    pub(crate) fn first(service: ServiceModel, unscored_tokens: f64) -> Self {
+        let tokens = unscored_tokens.max(1.0);
+        let unscored = Unscored { tokens, service_s: service.service_s(0, tokens) };
+        Self { service, mean_tokens: tokens, unscored }
     }
 }
 
@@ -67,20 +86,21 @@ impl Entry {
     }
 
     /// What a policy sees of it.
-    pub(crate) fn view<'a>(&'a self, service: &'a ServiceModel, unscored_tokens: f64) -> RequestView<'a> {
+    pub(crate) fn view<'a>(&'a self, estimates: &'a Estimates) -> RequestView<'a> {
         RequestView {
             request: &self.request,
             score: self.prediction.map(|prediction| prediction.score),
-            predicted_tokens: self.prediction.map_or(unscored_tokens, |prediction| prediction.tokens),
+            predicted_tokens: self.prediction.map_or(estimates.mean_tokens, |prediction| prediction.tokens),
+            unscored: estimates.unscored,
             generated_tokens: self.generated_tokens,
             prefill_tokens: self.pending_tokens(),
-            service,
+            service: &estimates.service,
         }
     }
 
     /// Its rank under `policy` as of now.
-    pub(crate) fn rank_now(&self, policy: &dyn Policy, service: &ServiceModel, unscored_tokens: f64) -> Rank {
-        let key = policy.key(&self.view(service, unscored_tokens));
+    pub(crate) fn rank_now(&self, policy: &dyn Policy, estimates: &Estimates) -> Rank {
+        let key = policy.key(&self.view(estimates));
         Rank { band: u8::from(!self.promoted), key, number: self.number }
     }
 }

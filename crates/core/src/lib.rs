@@ -29,7 +29,7 @@ pub use explain::{Eta, Explanation, Placement, State};
 pub use kv::{KvLedger, blocks_for};
 pub use overtake::OvertakeLog;
 pub use plan::{Pause, Plan, Seated, Slice, SwitchMethod};
-pub use policy::{Hysteresis, Key, Policy, Preemption, RequestView};
+pub use policy::{Hysteresis, Key, Policy, Preemption, RequestView, Unscored};
 pub use queue::{Place, Rank, RankQueue};
 pub use request::{Request, RequestId};
 pub use scheduler::{Counters, Rejection, Scheduler, SchedulerConfig};

@@ -34,6 +34,15 @@ impl Ord for Key {
     }
 }
 
+/// The request that those without prediction are taken for.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Unscored {
+    /// Output length in tokens.
+    pub tokens: f64,
+    /// Seconds of service.
+    pub service_s: f64,
+}
+
 /// What a policy may look at.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestView<'a> {
@@ -41,9 +50,11 @@ pub struct RequestView<'a> {
     pub request: &'a Request,
     /// The prediction, if one has been made.
     pub score: Option<Score>,
-    /// Expected output length in tokens within the limit of the request; without a prediction the recent mean, which is
-    /// the same for all such requests.
+    /// Expected output length in tokens within the limit of the request; without a prediction the recent mean.
     pub predicted_tokens: f64,
+    /// What every request without prediction is ordered as. It never changes, so that they keep the order of arrival
+    /// whatever is measured meanwhile.
+    pub unscored: Unscored,
     /// Output tokens so far.
     pub generated_tokens: u32,
     /// Prefill tokens still to be processed.

@@ -119,16 +119,17 @@ fn a_full_queue_and_impossible_requests_are_refused_and_nothing_is_kept() {
     let mut submit = |id, prompt, max| {
         scheduler.submit(Timestamp::ZERO, Request::new(id, Timestamp::ZERO, prompt, max), None)
     };
-    assert!(submit(0, 10, 10).is_ok() && submit(1, 10, 10).is_ok());
+    assert!(submit(0, 10, 10).is_ok(), "there is a free seat");
+    assert!(submit(1, 10, 10).is_ok() && submit(2, 10, 10).is_ok());
     assert!(
-        matches!(submit(2, 10, 10), Err(Rejection::QueueFull { limit: 2, retry_after_s }) if retry_after_s >= 1.0)
+        matches!(submit(3, 10, 10), Err(Rejection::QueueFull { limit: 2, retry_after_s }) if retry_after_s >= 1.0)
     );
     assert!(matches!(submit(0, 10, 10), Err(Rejection::DuplicateId(_))));
     assert!(matches!(submit(3, 100, 61), Err(Rejection::TooLong { context_tokens: 160, .. })));
     assert!(matches!(submit(3, u32::MAX, 2), Err(Rejection::TooLong { .. })), "no overflow");
     assert!(matches!(submit(3, 0, 5), Err(Rejection::Empty)));
     assert!(matches!(submit(3, 5, 0), Err(Rejection::Empty)));
-    assert_eq!((scheduler.counters().waiting, scheduler.counters().rejected), (2, 6));
+    assert_eq!((scheduler.counters().waiting, scheduler.counters().rejected), (3, 6));
 }
 
 #[test]

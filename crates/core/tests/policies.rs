@@ -4,7 +4,7 @@
 mod support;
 
 use outrank_core::policies::{Ltr, Outrank};
-use outrank_core::{Event, Request, RequestId, Scheduler, Score, State, Timestamp};
+use outrank_core::{Event, Policy, Request, RequestId, Scheduler, Score, State, Timestamp};
 use proptest::prelude::*;
 use support::{Host, Job, capacity, config, policy};
 
@@ -38,6 +38,37 @@ fn requests_without_score_keep_the_order_of_arrival() {
     for name in ["outrank", "ltr", "fcfs"] {
         let jobs = vec![unscored(0, 30), unscored(5, 3), unscored(6, 20), unscored(7, 1)];
         assert_eq!(finishing_order(name, jobs, 1), [0, 1, 2, 3], "{name}");
+    }
+}
+
+#[test]
+fn requests_without_score_keep_their_order_whatever_is_measured_meanwhile() {
+    let jobs =
+        |n: u64| (0..n).map(|i| Job { predicted: None, ..job(i * 150, 1 + (i * 7 % 40) as u32) }).collect();
+    // Starvation prevention, which changes the order by design, is out of reach.
+    let patient = || -> Box<dyn Policy> { Box::new(Ltr { threshold_steps: 1_000_000, ..Ltr::default() }) };
+    for name in ["outrank", "ltr"] {
+        for (decode_s, unscored_tokens) in [(0.2, 500.0), (0.0001, 1.0)] {
+            let mut wrong = config(capacity(1, 200), 100);
+            (wrong.service.decode_s, wrong.unscored_tokens) = (decode_s, unscored_tokens);
+            let (outcomes, _, counters) =
+                Host::new(wrong, if name == "ltr" { patient() } else { policy(name) }, jobs(60)).run();
+            assert!(outcomes.is_sorted_by_key(|outcome| outcome.finished_ms), "{name} from {decode_s} s");
+            assert_eq!(counters.preemptions, 0, "{name} from {decode_s} s");
+        }
+    }
+}
+
+#[test]
+fn a_long_prefill_keeps_nobody_from_a_seat_that_was_cleared_for_it() {
+    // The first fills every step's prefill budget for 60 steps; the third displaces the second, which must not come
+    // back before it.
+    let long_prompt = Job { prompt_tokens: 2000, ..job(0, 30) };
+    let jobs = || vec![long_prompt, job(0, 3000), Job { prompt_tokens: 40, ..job(100, 5) }];
+    for name in ["outrank", "ltr", "oracle-srtf"] {
+        let (outcomes, _, counters) = Host::new(config(capacity(2, 400), 1000), policy(name), jobs()).run();
+        assert_eq!(counters.preemptions, 1, "{name}");
+        assert!(outcomes[2].finished_ms < 300, "{name}: {outcomes:?}");
     }
 }
 

@@ -53,18 +53,10 @@ pub enum ModelError {
     /// The llama.cpp backend could not be initialised.
     #[error("llama.cpp backend: {0}")]
     Backend(String),
-    /// The model's chat template does not parse.
-    #[error("chat template of {}: {source}", path.display())]
-    Template {
-        /// The model file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: TemplateError,
-    },
 }
 
 /// A chat that cannot be rendered.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 pub enum TemplateError {
     /// The model has no chat template.
     #[error("the model has no chat template: use the completions API, or a model with one")]

@@ -20,7 +20,8 @@ pub struct Model {
     name: String,
     path: PathBuf,
     pieces: Pieces,
-    template: Option<ChatTemplate>,
+    /// The chat template, or why there is none.
+    template: Result<ChatTemplate, TemplateError>,
 }
 
 impl Model {
@@ -39,7 +40,10 @@ impl Model {
             return Err(unsupported(path, "it has no vocabulary".into()));
         }
         tracing::info!(architecture = header.architecture, path = %path.display(), "model loaded");
-        let template = Self::own_template(&llama, path)?;
+        let template = Self::own_template(&llama);
+        if let Err(error) = &template {
+            tracing::warn!(path = %path.display(), %error, "chats will be refused; completions work");
+        }
         let stem = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
         let name = llama.meta_val_str("general.name").ok().filter(|name| !name.trim().is_empty());
         let pieces = Pieces::of(&llama);
@@ -51,20 +55,19 @@ impl Model {
     /// # Errors
     /// [`TemplateError`] if the model has no chat template, or one that takes no system message.
     pub fn with_system_prompt(self, text: &str) -> Result<Self, TemplateError> {
-        let template = self.template.ok_or(TemplateError::Missing)?.with_system_prompt(text)?;
-        Ok(Self { template: Some(template), ..self })
+        let template = Ok(self.template?.with_system_prompt(text)?);
+        Ok(Self { template, ..self })
     }
 
-    fn own_template(llama: &LlamaModel, path: &Path) -> Result<Option<ChatTemplate>, ModelError> {
-        let Ok(source) = llama.chat_template(None) else { return Ok(None) };
+    fn own_template(llama: &LlamaModel) -> Result<ChatTemplate, TemplateError> {
+        let Ok(source) = llama.chat_template(None) else { return Err(TemplateError::Missing) };
         let source = source.as_c_str().to_string_lossy();
         let vocab = llama.vocab();
         let text = |token: LlamaToken| {
             let text = if token.0 < 0 { None } else { vocab.text(token) };
             text.map_or_else(String::new, |text| text.to_string_lossy().into_owned())
         };
-        let template = ChatTemplate::parse(&source, &text(vocab.bos()), &text(vocab.eos()));
-        template.map(Some).map_err(|source| ModelError::Template { path: path.into(), source })
+        ChatTemplate::parse(&source, &text(vocab.bos()), &text(vocab.eos()))
     }
 
     /// The tokens of `text`.
@@ -131,9 +134,9 @@ impl Model {
         self.llama.n_params()
     }
 
-    /// The model's own chat template, if it has one.
+    /// The model's own chat template, if it has one that can be read.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
-        self.template.as_ref()
+        self.template.as_ref().ok()
     }
 
     /// The prompt of a chat in the model's own template, ready to be continued by the assistant, in tokens.
@@ -141,7 +144,7 @@ impl Model {
     /// # Errors
     /// [`TemplateError`] if there is no template, no message, an unknown role, or if the template refuses.
     pub fn chat_prompt(&self, messages: &[ChatMessage]) -> Result<Vec<Token>, TemplateError> {
-        let template = self.template.as_ref().ok_or(TemplateError::Missing)?;
+        let template = self.template.as_ref().map_err(Clone::clone)?;
         let text = template.render(messages, true)?;
         // Templates spell out the beginning-of-text token; those that do not get the one the model wants.
         let adds_bos = self.llama.vocab().should_add_bos();

@@ -6,6 +6,8 @@ use crate::SamplingError;
 
 /// Stop strings of one request, at most.
 const MAX_STOP_STRINGS: usize = 16;
+/// Each token of every request waits for the search for them.
+const MAX_STOP_BYTES: usize = 1024;
 /// Alternatives reported for one token, at most (OpenAI's limit).
 const MAX_TOP_LOGPROBS: u8 = 20;
 
@@ -81,6 +83,9 @@ impl SamplingParams {
         }
         if self.stop.iter().any(String::is_empty) {
             return Err(SamplingError::Stop("an empty string would stop before the first token"));
+        }
+        if self.stop.iter().any(|stop| stop.len() > MAX_STOP_BYTES) {
+            return Err(SamplingError::Stop("a string may have 1,024 bytes at most"));
         }
         Ok(())
     }

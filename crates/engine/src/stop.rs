@@ -41,8 +41,9 @@ impl StopMatcher {
 
 /// Bytes of the longest end of `text` that is a beginning of `stop`, short of the whole.
 fn overlap(text: &str, stop: &str) -> usize {
+    let mut lengths = stop.char_indices().rev().map(|(at, _)| at).skip_while(|&len| len > text.len());
     // The last length is 0, which every text ends with.
-    stop.char_indices().rev().map(|(at, _)| at).find(|&len| text.ends_with(&stop[..len])).unwrap_or(0)
+    lengths.find(|&len| text.ends_with(&stop[..len])).unwrap_or(0)
 }
 
 #[cfg(test)]

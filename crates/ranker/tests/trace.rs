@@ -39,9 +39,10 @@ fn all_forms_of_a_line_are_read() {
 
 #[test]
 fn the_papers_own_format_is_read_with_a_counter_and_refused_without() {
-    let text = r#"{"prompt": "a", "generated": "one two three"}"#;
+    let text = r#"{"prompt": "a", "generated": "one two three", "truncated": true, "prompt_tokens": null}"#;
     let count = |text: &str| text.split(' ').count() as u32;
-    assert_eq!(read(text, Lengths::Count(&count)).unwrap()[0].output_tokens, [3]);
+    let record = &read(text, Lengths::Count(&count)).unwrap()[0];
+    assert_eq!((&record.output_tokens[..], &record.truncated[..]), (&[3][..], &[true][..]));
     let error = read(text, Lengths::Required).unwrap_err().to_string();
     assert!(error.contains(":1:") && error.contains("count"), "{error}");
     assert!(read(r#"{"prompt": "a"}"#, Lengths::Count(&count)).is_err());

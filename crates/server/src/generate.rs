@@ -38,6 +38,7 @@ async fn generate<W: Wire>(
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
     let arrival = Instant::now();
+    let arriving = app.records.arrive();
     app.check_ready()?;
     let body = read_json_body(request, app.config.max_body_bytes).await?;
     let mut call = W::read(Fields::parse(&body)?, &app.limits())?;
@@ -49,6 +50,7 @@ async fn generate<W: Wire>(
     let tokens = make_tokens::<W>(app, prompts).await?;
     let prompts = make_ready::<W>(app, &call, tokens, pending).await?;
     let accepted = accept(app, identity, arrival, &call, prompts).await?;
+    drop(arriving);
     let mut response = match call.stream {
         Some(options) => sse::stream::<W>(accepted.flight, options),
         None => answer_whole::<W>(accepted.flight, call.sampling.logprobs.is_some()).await,

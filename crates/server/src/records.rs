@@ -85,12 +85,31 @@ struct State {
     by_request: HashMap<String, String>,
     /// Completion ids of ended requests, oldest first.
     finished: VecDeque<String>,
+    /// Requests that are being read and have not been accepted or refused yet.
+    arriving: usize,
+}
+
+/// A request that is being read; dropped when it has been accepted or refused.
+#[derive(Debug)]
+pub(crate) struct Arriving(Arc<Records>);
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        lock(&self.0.state).arriving -= 1;
+        self.0.ended.notify_waiters();
+    }
 }
 
 impl Records {
     /// No records; `max_finished` ended ones will be kept.
     pub(crate) fn new(max_finished: usize) -> Self {
         Self { state: Mutex::default(), max_finished, ended: Notify::new() }
+    }
+
+    /// Notes a request that comes in, so that the server does not close under it.
+    pub(crate) fn arrive(self: &Arc<Self>) -> Arriving {
+        lock(&self.state).arriving += 1;
+        Arriving(Arc::clone(self))
     }
 
     /// Adds a request that was accepted. It is under way until the entry is dropped.
@@ -109,11 +128,11 @@ impl Records {
         state.by_completion.get(completion_id).cloned()
     }
 
-    /// Waits until no request is under way.
+    /// Waits until no request is under way or coming in.
     pub(crate) async fn idle(&self) {
         loop {
             let ended = self.ended.notified();
-            if self.under_way() == 0 {
+            if self.under_way() == 0 && lock(&self.state).arriving == 0 {
                 return;
             }
             ended.await;

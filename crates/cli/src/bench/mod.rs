@@ -8,6 +8,7 @@ mod report;
 mod stream;
 mod table;
 
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -59,11 +60,11 @@ pub(crate) fn run(mut args: BenchArgs, file: FileSettings, output: &Output) -> R
     let bench = Bench { args, records, ranker };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let report = runtime.context("async runtime")?.block_on(bench.all())?;
-    let text = table::render(&report.runs);
+    // Shown first: what took so long must not be lost to a file that cannot be written.
+    output.result(&report, &table::render(&report.runs))?;
     if let Some(path) = &bench.args.out {
         write_json(path, &report)?;
     }
-    output.result(&report, &text)?;
     if report.runs.iter().all(|run| run.failed == run.requests) {
         bail!("no request was answered");
     }
@@ -85,12 +86,26 @@ fn records(args: &BenchArgs) -> Result<Vec<TraceRecord>> {
             bail!("none of the trace's prompts is held out; leave --held-out away");
         }
     }
+    if let Some(oracle) = args.policies.iter().find(|policy| policy.starts_with("oracle"))
+        && records.iter().any(|record| record.output_tokens.is_empty())
+    {
+        bail!(
+            "{oracle} orders by the recorded lengths, and a request of the trace has none: collect them first"
+        );
+    }
     Ok(records)
 }
 
 fn write_json(path: &Path, report: &Report) -> Result<()> {
     let text = serde_json::to_string_pretty(report).context("writing the result as JSON")?;
-    std::fs::write(path, text + "\n").with_context(|| path.display().to_string())
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let write = || -> std::io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        writeln!(file, "{text}")?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 impl Bench {

@@ -257,6 +257,11 @@ impl CollectArgs {
         Header {
             prompts_sha256: hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
             model: model.to_owned(),
+            origin: match &self.url {
+                // The same server may come back on another port.
+                Some(_) => "a server".into(),
+                None => format!("{:?}, system prompt {:?}", self.engine.model, self.engine.system_prompt),
+            },
             endpoint: endpoint.path().to_owned(),
             samples: self.samples,
             temperature: self.temperature,

@@ -14,6 +14,8 @@ pub(crate) struct Header {
     /// SHA-256 of the prompts.
     pub(crate) prompts_sha256: String,
     pub(crate) model: String,
+    /// Where the answers come from: a server, or the embedded model's file and its system message.
+    pub(crate) origin: String,
     pub(crate) endpoint: String,
     pub(crate) samples: u32,
     pub(crate) temperature: f64,
@@ -116,6 +118,7 @@ mod tests {
     fn header() -> Header {
         Header {
             prompts_sha256: "ab".into(),
+            origin: "a server".into(),
             model: "m".into(),
             endpoint: "/v1/chat/completions".into(),
             samples: 2,

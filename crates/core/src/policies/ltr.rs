@@ -30,7 +30,7 @@ impl Policy for Ltr {
     }
 
     fn key(&self, view: &RequestView<'_>) -> Key {
-        Key::new(view.score.map_or(view.predicted_tokens, |score| f64::from(score.median_tokens())))
+        Key::new(view.score.map_or(view.unscored.tokens, |score| f64::from(score.median_tokens())))
     }
 
     fn preemption(&self) -> Preemption {

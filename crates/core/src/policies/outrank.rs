@@ -14,8 +14,8 @@ use crate::{Hysteresis, Key, Policy, Preemption, RequestView};
 /// latency per token under that bound; long requests pay for short ones, up to `patience`.
 ///
 /// While a request runs its key sinks with what is predicted to remain, so it is the harder to displace the further it
-/// is. It never rises: a request that outlives its prediction keeps its seat (to pause it then measured worse, because
-/// many are about to end). A waiting request displaces a running one only where that pays: the gain must exceed
+/// is. What is predicted to remain never grows: a request that outlives its prediction keeps its seat (to pause it then
+/// measured worse, because many are about to end). A waiting request displaces a running one only where that pays: the gain must exceed
 /// `min_gain_s` and a multiple of the cost of switching, a few requests a step, a few times a request.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -50,13 +50,17 @@ impl Default for Outrank {
 impl Outrank {
     /// Seconds by which later arrivals may be ahead of this request.
     fn head_start_s(&self, view: &RequestView<'_>) -> f64 {
-        let (prefill_tokens, tokens) = match view.score {
-            // The prediction less what has come: it never grows.
-            Some(_) => (view.prefill_tokens, view.predicted_tokens - f64::from(view.generated_tokens)),
-            None => (0, view.predicted_tokens),
+        let service_s = match view.score {
+            Some(_) => view.service.service_s(view.prefill_tokens, predicted_left_tokens(view)),
+            None => view.unscored.service_s,
         };
-        (self.stretch * view.service.service_s(prefill_tokens, tokens.max(1.0))).min(self.patience_s)
+        (self.stretch * service_s).min(self.patience_s)
     }
+}
+
+/// The prediction less what has come: it never grows.
+fn predicted_left_tokens(view: &RequestView<'_>) -> f64 {
+    (view.predicted_tokens - f64::from(view.generated_tokens)).max(1.0)
 }
 
 impl Policy for Outrank {
@@ -81,8 +85,11 @@ impl Policy for Outrank {
     }
 
     fn why(&self, view: &RequestView<'_>) -> String {
-        let (head_start_s, tokens) = (self.head_start_s(view), view.remaining_tokens());
-        let basis = if view.score.is_some() { "predicted" } else { "assumed (no score)" };
+        let head_start_s = self.head_start_s(view);
+        let (tokens, basis) = match view.score {
+            Some(_) => (predicted_left_tokens(view), "predicted"),
+            None => (view.unscored.tokens, "assumed (no score)"),
+        };
         format!(
             "{tokens:.0} tokens {basis} to come: only arrivals within {head_start_s:.1} s after its own may \
              overtake it (stretch {}, patience {} s)",

@@ -8,7 +8,7 @@ impl Scheduler {
     pub fn explain(&self, now: Timestamp, id: RequestId) -> Option<Explanation> {
         let slot = *self.slots.get(&id)?;
         let entry = &self.entries[slot];
-        let view = entry.view(&self.service, self.unscored_tokens);
+        let view = entry.view(&self.estimates);
         let Placement { position, eta } = self.placement(now, slot);
         Some(Explanation {
             id,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use slab::Slab;
 use thiserror::Error;
 
-use crate::entry::{Entry, Prediction};
+use crate::entry::{Entry, Estimates, Prediction};
 use crate::starvation::StarvationTimers;
 use crate::{
     Capacity, CapacityError, Event, KvLedger, OvertakeLog, Place, Placement, Plan, Policy, Rank, RankQueue,
@@ -26,13 +26,13 @@ const NEWEST_LENGTH_WEIGHT: f64 = 0.02;
 pub struct SchedulerConfig {
     /// What the host can run.
     pub capacity: Capacity,
-    /// Requests that may wait; more are rejected.
+    /// Requests that may wait beyond those that free seats are about to take; more are rejected.
     pub max_queue_requests: usize,
     /// What it costs to pause and resume a request.
     pub switch_cost: SwitchCost,
     /// First guess of the step costs.
     pub service: ServiceModel,
-    /// First guess of the mean output length, in tokens: what a request without score is taken for.
+    /// First guess of the mean output length, in tokens: what a request without score is taken for when it is ordered.
     pub unscored_tokens: f64,
     /// Seconds for which smaller requests may pass a head that memory keeps waiting; then it goes first, and
     /// seats stay empty until it fits.
@@ -118,8 +118,7 @@ pub struct Scheduler {
     swapped_blocks: u32,
     /// Since when the head of the queue has been kept waiting by memory.
     head_blocked: Option<(RequestId, Timestamp)>,
-    service: ServiceModel,
-    unscored_tokens: f64,
+    estimates: Estimates,
     overtakes: OvertakeLog,
     timers: StarvationTimers,
     plan: Plan,
@@ -137,8 +136,7 @@ impl Scheduler {
         config.capacity.check()?;
         Ok(Self {
             kv: KvLedger::new(config.capacity.kv_blocks, config.capacity.watermark_blocks),
-            service: config.service,
-            unscored_tokens: config.unscored_tokens,
+            estimates: Estimates::first(config.service, config.unscored_tokens),
             entries: Slab::new(),
             slots: HashMap::default(),
             waiting: RankQueue::default(),
@@ -205,7 +203,7 @@ impl Scheduler {
             Event::StepTook(took) => {
                 let (decodes, prefill_tokens) = self.last_batch;
                 if decodes + prefill_tokens > 0 {
-                    self.service.learn(decodes, prefill_tokens, took);
+                    self.estimates.service.learn(decodes, prefill_tokens, took);
                 }
             }
             Event::Scored(id, score) => self.with_slot(id, |this, slot| {
@@ -222,7 +220,8 @@ impl Scheduler {
             }),
             Event::Finished(id) => self.with_slot(id, |this, slot| {
                 let tokens = f64::from(this.entries[slot].generated_tokens);
-                this.unscored_tokens += NEWEST_LENGTH_WEIGHT * (tokens - this.unscored_tokens);
+                let mean_tokens = &mut this.estimates.mean_tokens;
+                *mean_tokens += NEWEST_LENGTH_WEIGHT * (tokens - *mean_tokens);
                 this.counters.finished += 1;
                 this.leave(slot);
             }),
@@ -246,7 +245,7 @@ impl Scheduler {
 
     /// Measured step costs.
     pub fn service(&self) -> ServiceModel {
-        self.service
+        self.estimates.service
     }
 
     /// Name of the policy.
@@ -267,7 +266,8 @@ impl Scheduler {
             return Err(Rejection::DuplicateId(request.id));
         }
         let limit = self.config.max_queue_requests;
-        if self.waiting.len() >= limit {
+        // Requests that free seats will take before the next step do not queue.
+        if self.waiting.len() >= limit.saturating_add(seats as usize - self.running.len()) {
             // Time in which a tenth of the queue is served.
             let retry_after_s = (0.1 * self.waiting.work_s() / f64::from(seats)).clamp(1.0, 60.0);
             return Err(Rejection::QueueFull { limit, retry_after_s });
@@ -282,12 +282,12 @@ impl Scheduler {
     }
 
     fn rank_of(&self, slot: usize) -> Rank {
-        self.entries[slot].rank_now(&*self.policy, &self.service, self.unscored_tokens)
+        self.entries[slot].rank_now(&*self.policy, &self.estimates)
     }
 
     /// Expected seconds of service that the request in `slot` still needs.
     fn work_s(&self, slot: usize) -> f64 {
-        self.entries[slot].view(&self.service, self.unscored_tokens).remaining_service_s()
+        self.entries[slot].view(&self.estimates).remaining_service_s()
     }
 
     fn refresh_rank(&mut self, slot: usize) -> Rank {
@@ -345,7 +345,7 @@ impl Scheduler {
         let entry = &self.entries[slot];
         let swapped = self.swapped_blocks + crate::blocks_for(entry.computed_tokens);
         let may_swap = entry.computed_tokens > 0 && swapped <= self.config.switch_cost.max_swapped_blocks;
-        self.config.switch_cost.cheapest(entry.computed_tokens, self.service.prefill_s, may_swap)
+        self.config.switch_cost.cheapest(entry.computed_tokens, self.estimates.service.prefill_s, may_swap)
     }
 
     fn drop_swapped(&mut self, slot: usize) {

@@ -77,32 +77,31 @@ impl Scheduler {
         Budget { tokens, prefill_tokens }
     }
 
-    /// Continues prefills under way, in the order in which they were seated.
+    /// Continues prefills under way, in order of rank: a long prompt holds up no short one that came to a seat later.
     fn prefill_running(&mut self, budget: &mut Budget) {
-        for at in 0..self.running.len() {
-            let slot = self.running[at];
-            let pending_tokens = self.entries[slot].pending_tokens();
-            if pending_tokens > 0 {
-                self.prefill(slot, pending_tokens, budget);
-            }
+        let pending = self.running.iter().filter(|&&slot| self.entries[slot].pending_tokens() > 0);
+        let mut ranked: Vec<_> = pending.map(|&slot| (self.rank_of(slot), slot)).collect();
+        ranked.sort_unstable();
+        for (_, slot) in ranked {
+            self.prefill(slot, self.entries[slot].pending_tokens(), budget);
         }
     }
 
-    /// Seats waiting requests in order of rank while seats, memory and budget last. Smaller requests may pass a
-    /// head that memory keeps waiting, but not for longer than `max_bypass_s`.
+    /// Seats waiting requests in order of rank while seats and memory last, even where the budget of this step is
+    /// spent: whoever is next has a right to the seat. Smaller requests may pass a head that memory keeps waiting, but
+    /// not for longer than `max_bypass_s`.
     fn admit(&mut self, now: Timestamp, budget: &mut Budget) {
         let step = self.plan.step;
         let mut skipped = 0;
         let mut cursor = self.waiting.first();
         while let Some(place) = cursor {
             let full = self.running.len() >= self.config.capacity.seats as usize;
-            if full || budget.tokens == 0 || skipped > MAX_ADMISSION_SCAN {
+            if full || skipped > MAX_ADMISSION_SCAN {
                 break;
             }
             let entry = &self.entries[place.slot];
             let (need_blocks, pending_tokens) = (entry.context_blocks(), entry.pending_tokens());
-            let has_budget = pending_tokens == 1 || budget.prefill_tokens > 0;
-            if entry.paused_at_step == step || !has_budget {
+            if entry.paused_at_step == step {
                 skipped += 1;
             } else if self.kv.admits(need_blocks) {
                 self.seat(place.slot, need_blocks);

@@ -36,12 +36,13 @@ impl Scheduler {
     fn choose_victims(&self, worst_first: &[(Rank, usize)], limits: Option<Hysteresis>) -> Vec<usize> {
         let capacity = self.config.capacity;
         let mut free_seats = capacity.seats as usize - self.running.len();
-        let mut free_blocks = self.kv.free_blocks().saturating_sub(capacity.watermark_blocks);
+        let mut free_blocks = self.kv.free_blocks();
         let mut chosen = 0;
         for waiting in self.waiting.iter() {
             let need_blocks = self.entries[waiting.slot].context_blocks();
+            let wanted_blocks = need_blocks + capacity.watermark_blocks;
             let mut tentative = chosen;
-            while free_seats == 0 || free_blocks < need_blocks {
+            while free_seats == 0 || free_blocks < wanted_blocks {
                 let victim = worst_first.get(tentative);
                 let Some(&(_, slot)) = victim.filter(|&&victim| self.displaces(waiting, victim, limits))
                 else {

@@ -106,9 +106,17 @@ impl Worker<'_> {
         let (model, jobs) = (self.model, &mut self.jobs);
         let failures = self.executor.decode(&batch, |index, logits| {
             let id = members[index].0.id;
-            if let Some(job) = jobs.get_mut(&id) {
-                outcomes.push((id, Outcome::Token(job.advance(model, logits, Instant::now()))));
-            }
+            let Some(job) = jobs.get_mut(&id) else { return };
+            outcomes.push((
+                id,
+                if logits.iter().any(|logit| logit.is_nan()) {
+                    Outcome::Failed(
+                        "the model computed logits that are no numbers: its file may be damaged".into(),
+                    )
+                } else {
+                    Outcome::Token(job.advance(model, logits, Instant::now()))
+                },
+            ));
         });
         outcomes.extend(failures.into_iter().map(|it| (members[it.index].0.id, Outcome::Failed(it.reason))));
         outcomes

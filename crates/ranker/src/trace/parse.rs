@@ -12,17 +12,23 @@ pub(super) fn parse_line(line: &str) -> Result<TraceRecord, String> {
     };
     let prompt = take_prompt(&mut map)?;
     let output_tokens = take_lengths(&mut map)?;
-    let truncated = take_truncated(&mut map, output_tokens.len())?;
+    let truncated = map.remove("truncated");
     let generated = match take_string(&mut map, "generated")? {
         Some(text) => Some(text),
         None => take_string(&mut map, "response")?,
     };
+    // An answer that is given as text is one sample, whose tokens are counted later.
+    let samples =
+        if output_tokens.is_empty() { usize::from(generated.is_some()) } else { output_tokens.len() };
     Ok(TraceRecord {
         prompt,
         output_tokens,
-        truncated,
+        truncated: read_truncated(truncated, samples)?,
         generated,
-        prompt_tokens: map.remove("prompt_tokens").map(|v| whole(&v, "prompt_tokens")).transpose()?,
+        prompt_tokens: match map.remove("prompt_tokens") {
+            None | Some(Value::Null) => None,
+            Some(value) => Some(whole(&value, "prompt_tokens")?),
+        },
         arrival_s: take_number(&mut map, "arrival_s")?,
         model: take_string(&mut map, "model")?,
         source: take_string(&mut map, "source")?,
@@ -111,8 +117,8 @@ fn take_lengths(map: &mut Map<String, Value>) -> Result<Vec<u32>, String> {
     }
 }
 
-fn take_truncated(map: &mut Map<String, Value>, samples: usize) -> Result<Vec<bool>, String> {
-    let flags = match map.remove("truncated") {
+fn read_truncated(value: Option<Value>, samples: usize) -> Result<Vec<bool>, String> {
+    let flags = match value {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(Value::Bool(flag)) => vec![flag; samples],
         Some(Value::Array(items)) => items
@@ -124,7 +130,7 @@ fn take_truncated(map: &mut Map<String, Value>, samples: usize) -> Result<Vec<bo
         }
     };
     if flags.len() != samples {
-        return Err(format!("`truncated` has {} entries, `output_tokens` has {samples}", flags.len()));
+        return Err(format!("`truncated` has {} entries for {samples} answers", flags.len()));
     }
     Ok(flags)
 }

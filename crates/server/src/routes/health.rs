@@ -8,11 +8,14 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use crate::app::App;
-use crate::error::json_response;
+use crate::error::{ApiError, json_response};
 
-/// The process answers.
-pub(crate) async fn live() -> Response {
-    json_response(StatusCode::OK, &json!({ "status": "live" }))
+/// The process answers and its engine has not died; if it has, only a restart helps.
+pub(crate) async fn live(State(app): State<Arc<App>>) -> Response {
+    match app.backend.stopped() {
+        None => json_response(StatusCode::OK, &json!({ "status": "live" })),
+        Some(why) => ApiError::engine_stopped(&why, app.drain_retry_after()).into_response(),
+    }
 }
 
 /// New requests are taken; otherwise the error that they would get.

@@ -6,6 +6,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, Uri};
 use axum::response::Response;
+use futures_util::future::join_all;
 use outrank_core::{Explanation, Score, State as Stage};
 use outrank_engine::FinishReason;
 use serde::Serialize;
@@ -87,11 +88,13 @@ pub(crate) async fn one(
 
 async fn describe(app: &App, record: &Record) -> RequestBody {
     let known = record.choices();
-    let mut choices = Vec::with_capacity(known.len());
-    for (index, choice) in known.iter().enumerate() {
-        let explanation = if choice.end.is_none() { app.backend.explain(choice.id).await } else { None };
-        choices.push(describe_choice(index, choice, explanation));
-    }
+    // All at once: the engine answers between two steps.
+    let explanations = join_all(known.iter().map(|choice| async {
+        if choice.end.is_none() { app.backend.explain(choice.id).await } else { None }
+    }));
+    let explained = known.iter().zip(explanations.await).enumerate();
+    let choices =
+        explained.map(|(index, (choice, explanation))| describe_choice(index, choice, explanation)).collect();
     RequestBody {
         id: record.completion_id.clone(),
         object: "outrank.request",

@@ -45,7 +45,8 @@ pub(crate) const COMPLETIONS_INERT: [Inert; 4] = [
 ];
 
 /// Of a message.
-pub(crate) const MESSAGE_INERT: [Inert; 6] = [
+pub(crate) const MESSAGE_INERT: [Inert; 7] = [
+    ("annotations", &["[]"]),
     ("audio", &[]),
     ("function_call", &[]),
     ("name", &[]),

@@ -62,6 +62,19 @@ async fn usage_in_a_stream_comes_only_when_asked_for_and_with_every_chunk_on_req
 }
 
 #[tokio::test]
+async fn an_answer_that_a_client_dumps_with_all_its_nulls_is_taken_back_as_a_message() {
+    let server = serve_default().await;
+    // `message.model_dump()` of the Python package.
+    let dumped = json!({
+        "content": "Paris.", "refusal": null, "role": "assistant", "annotations": null, "audio": null,
+        "function_call": null, "tool_calls": null,
+    });
+    let messages =
+        json!([{ "role": "user", "content": "Hi" }, dumped, { "role": "user", "content": "And?" }]);
+    assert_eq!(server.chat(json!({ "messages": messages })).await.status(), 200);
+}
+
+#[tokio::test]
 async fn a_completion_streams_text_without_a_role() {
     let server = serve_default().await;
     let chunks = chunks(server.complete(json!({ "stream": true, "max_tokens": 2 })).await).await;

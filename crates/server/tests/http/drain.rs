@@ -1,9 +1,11 @@
 //! Start and shutdown.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use outrank_server::{Server, ServerConfig};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::scripted::{Script, Scripted};
 use crate::support::{chunks, error_code, events, eventually, serve, serve_default};
@@ -21,6 +23,30 @@ async fn shutdown_refuses_new_requests_and_lets_the_running_ones_finish() {
     assert_eq!(server.get("/health/live").await.status(), 200, "it still lives");
     server.engine.release();
     assert_eq!(chunks(running).await.len(), 7);
+    assert_eq!(server.ended().await.abandoned_requests, 0);
+}
+
+#[tokio::test]
+async fn a_request_that_was_being_read_when_the_shutdown_came_is_served() {
+    let mut server = serve_default().await;
+    let mut client = tokio::net::TcpStream::connect(server.url.trim_start_matches("http://")).await.unwrap();
+    let body = json!({ "model": "test", "prompt": "Hi" }).to_string();
+    let (first, second) = body.split_at(10);
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n{first}",
+        body.len()
+    );
+    client.write_all(head.as_bytes()).await.unwrap();
+    // Its headers must have been read before the shutdown.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    server.signal();
+    eventually("it is not ready any more", || async { server.get("/health/ready").await.status() == 503 })
+        .await;
+    client.write_all(second.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert_eq!(server.ended().await.abandoned_requests, 0);
 }
 
