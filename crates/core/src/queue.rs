@@ -27,7 +27,7 @@ pub struct Place {
 /// Places per bucket at which it is split in two.
 const MAX_BUCKET_PLACES: usize = 512;
 
-/// Waiting requests in order of rank: a sorted list cut into buckets of at most [`MAX_BUCKET_PLACES`].
+/// Waiting requests in order of rank: a sorted list cut into buckets of at most `MAX_BUCKET_PLACES`.
 ///
 /// Insertion and removal by rank cost a binary search over buckets and a move within one; the head is at hand;
 /// and, unlike a heap or a B-tree, position and work ahead of any request cost one pass over the buckets' sums.

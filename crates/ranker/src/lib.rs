@@ -1,9 +1,9 @@
 //! Prompt -> predicted length of the answer -> [`outrank_core::Score`].
 //!
 //! A [`Ranker`] is a sparse linear model over hashed words and cheap facts about the prompt
-//! ([`features`]), trained with ListMLE ([`train`]) on a trace ([`trace`]) of prompts and the lengths that a
+//! ([`features`]), trained with ListMLE ([`train()`]) on a trace ([`trace`]) of prompts and the lengths that a
 //! model really answered with, and calibrated to tokens ([`calibration`]). Its file is versioned and has a
-//! checksum ([`file`]); how well it orders is measured by Kendall's tau-b ([`tau`], [`evaluate`]).
+//! checksum ([`mod@file`]); how well it orders is measured by Kendall's tau-b ([`tau`], [`evaluate()`]).
 
 pub mod calibration;
 pub mod evaluate;

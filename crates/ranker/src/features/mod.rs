@@ -3,7 +3,7 @@
 //! Five groups of hashed features share [`BUCKETS`] buckets; in each, counts enter as 1 + ln(count) and
 //! the group is scaled to a fixed Euclidean norm, so that a long prompt weighs as much as a short one:
 //! words (1-grams and 2-grams), characters (4-grams within words and across their edges), the first words, the last words, and the first
-//! words of sentences. [`surface`] facts follow the buckets, one index each. Nothing is allocated per n-gram:
+//! words of sentences. Surface facts follow the buckets, one index each. Nothing is allocated per n-gram:
 //! a [`Scratch`] is reused from prompt to prompt.
 
 mod entries;
