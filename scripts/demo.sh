@@ -13,4 +13,4 @@ echo "demo: learning the order of answer lengths from the training part of $trac
 "$outrank" train --trace "$trace" --out "$work/demo.outrank" >&2
 echo "demo: held-out prompts in one burst, to the embedded model, under four policies ..." >&2
 "$outrank" bench --policies fcfs,ltr,outrank,oracle-sjf --trace "$trace" --held-out --ranker "$work/demo.outrank" \
-    --arrivals burst:36 --lengths free --max-tokens 192 --seats 8 "$@"
+    --arrivals burst:48 --lengths free --max-tokens 128 --seats 8 "$@"
