@@ -12,7 +12,6 @@
 //!
 //! The version covers the features too: weights mean nothing under another way of hashing.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use half::f16;
@@ -22,7 +21,7 @@ use sha2::{Digest, Sha256};
 use crate::calibration::Calibration;
 use crate::features::DIMENSIONS;
 use crate::ranker::{Card, Ranker};
-use crate::trace::{put_in_place, temporary_beside};
+use crate::trace::write_whole;
 
 /// The version that this program writes, and the only one that it reads.
 pub const VERSION: u32 = 1;
@@ -188,9 +187,7 @@ impl Ranker {
     /// [`RankerFileError::Io`]; what stood at the path before is then still there.
     pub fn save(&self, path: &Path) -> Result<(), RankerFileError> {
         let io = |source| RankerFileError::Io { path: path.to_owned(), source };
-        let mut temporary = temporary_beside(path).map_err(io)?;
-        temporary.write_all(&self.to_bytes()).map_err(io)?;
-        put_in_place(temporary, path).map_err(io)
+        write_whole(path, &self.to_bytes()).map_err(io)
     }
 }
 

@@ -8,12 +8,11 @@ mod report;
 mod stream;
 mod table;
 
-use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use outrank_ranker::trace::{Lengths, held_out, read_trace};
+use outrank_ranker::trace::{Lengths, held_out, read_trace, write_whole};
 use outrank_ranker::{Ranker, TraceRecord};
 use serde::Serialize;
 
@@ -98,14 +97,7 @@ fn records(args: &BenchArgs) -> Result<Vec<TraceRecord>> {
 
 fn write_json(path: &Path, report: &Report) -> Result<()> {
     let text = serde_json::to_string_pretty(report).context("writing the result as JSON")?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        writeln!(file, "{text}")?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    write_whole(path, (text + "\n").as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }
 
 impl Bench {

@@ -23,8 +23,7 @@ mod write;
 
 pub use read::{Lengths, MAX_LINE_BYTES, TraceReader, read_trace};
 pub use split::{HELD_OUT_DIVISOR, held_out, held_out_text};
-pub use write::{TraceWriter, write_trace};
-pub(crate) use write::{put_in_place, temporary_beside};
+pub use write::{TraceWriter, write_trace, write_whole};
 
 use std::path::PathBuf;
 

@@ -83,14 +83,24 @@ pub fn write_trace(path: &Path, records: &[TraceRecord]) -> Result<(), TraceErro
     writer.finish()
 }
 
+/// Writes a file whole or not at all: into a temporary file beside it, which is then renamed.
+///
+/// # Errors
+/// Whatever the file system says; what was at `path` is then still there.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut temporary = temporary_beside(path)?;
+    temporary.write_all(bytes)?;
+    put_in_place(temporary, path)
+}
+
 /// A temporary file in the folder of `path`, so that a rename stays on one file system.
-pub(crate) fn temporary_beside(path: &Path) -> std::io::Result<NamedTempFile> {
+fn temporary_beside(path: &Path) -> std::io::Result<NamedTempFile> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     NamedTempFile::new_in(folder)
 }
 
 /// Syncs a temporary file and renames it over `path`, readable as an ordinary new file is.
-pub(crate) fn put_in_place(temporary: NamedTempFile, path: &Path) -> std::io::Result<()> {
+fn put_in_place(temporary: NamedTempFile, path: &Path) -> std::io::Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
