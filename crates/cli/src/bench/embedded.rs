@@ -9,7 +9,7 @@ use crate::arrivals::Arrivals;
 use crate::bench::args::LengthMode;
 use crate::bench::drive::{Target, one, open_loop};
 use crate::bench::plan::{Job, Shape};
-use crate::bench::report::Run;
+use crate::bench::report::{Run, paired_e2e};
 use crate::bench::stream::Sample;
 use crate::bench::{Bench, Report};
 use crate::host::{Host, HostConfig, ModelFile};
@@ -136,11 +136,12 @@ pub(crate) async fn serial(bench: &Bench) -> Result<Report> {
         }
         let lanes: Vec<(&Target, &Vec<Job>)> = hosts.iter().map(|(_, _, target)| (target, &jobs)).collect();
         let samples = alternate(&lanes).await;
-        for ((policy, host, _), samples) in hosts.into_iter().zip(samples) {
+        for ((policy, host, _), own) in hosts.into_iter().zip(&samples) {
             host.stop().await?;
             let facts = bench.facts(policy, repeat, None);
             let predicted = predicted.as_ref().map(|predicted| predicted as &dyn Fn(usize) -> f64);
-            runs.push(Run::new(&facts, &jobs, &samples, bench.args.slo.as_ref(), predicted));
+            let run = Run::new(&facts, &jobs, own, bench.args.slo.as_ref(), predicted);
+            runs.push(Run { e2e_vs_first: paired_e2e(own, &samples[0]), ..run });
         }
     }
     Ok(Report { capacity_per_s: None, runs })

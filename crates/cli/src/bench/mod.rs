@@ -157,6 +157,7 @@ impl Bench {
             arrivals: self.args.arrivals.to_string(),
             load,
             seed: self.seed(repeat),
+            one_at_a_time: matches!(self.args.arrivals, Arrivals::Serial(_)),
         }
     }
 

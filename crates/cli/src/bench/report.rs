@@ -76,6 +76,8 @@ pub(crate) struct Run {
     pub(crate) within_slo: Option<f64>,
     /// Tau-b of the ranker on what was served here: predicted against generated tokens.
     pub(crate) tau_b: Option<f64>,
+    /// One request at a time: E2E of each request over the same request's E2E under the first policy.
+    pub(crate) e2e_vs_first: Option<Summary>,
     /// Share of requests whose length was what the trace says; 1 where nothing is recorded wrongly.
     pub(crate) as_recorded: Option<f64>,
     pub(crate) metrics: Metrics,
@@ -92,6 +94,8 @@ pub(crate) struct RunFacts {
     pub(crate) arrivals: String,
     pub(crate) load: Option<f64>,
     pub(crate) seed: u64,
+    /// Whether each request waited for the one before.
+    pub(crate) one_at_a_time: bool,
 }
 
 fn summary(values: impl Iterator<Item = f64>) -> Option<Summary> {
@@ -164,7 +168,9 @@ impl Run {
             samples.iter().filter_map(|s| Some(format!("request {}: {}", s.job, s.failure.as_ref()?)));
         let end_s = samples.iter().map(|s| s.arrival_s + s.e2e_s).fold(0.0, f64::max);
         let start_s = samples.iter().map(|s| s.arrival_s).fold(end_s, f64::min);
-        let duration_s = (end_s - start_s).max(f64::MIN_POSITIVE);
+        // One at a time, the other policies' turns lie between: the time at work counts.
+        let busy_s = samples.iter().map(|s| s.e2e_s).sum::<f64>();
+        let duration_s = if facts.one_at_a_time { busy_s } else { end_s - start_s }.max(f64::MIN_POSITIVE);
         let output_tokens: u64 = answered.iter().map(|s| u64::from(s.output_tokens)).sum();
         let good =
             slo.map(|slo| answered.iter().filter(|s| slo.met(ttft_s(s), tpot_s(s), s.e2e_s)).count() as f64);
@@ -187,12 +193,20 @@ impl Run {
             goodput_per_s: good.map(|good| good / duration_s),
             within_slo: good.map(|good| good / jobs.len() as f64),
             tau_b: predicted.and_then(|predicted| tau_b(jobs, &answered, predicted)),
+            e2e_vs_first: None,
             as_recorded: as_recorded(jobs, &answered),
             metrics: Metrics::of(&answered),
             by_length_third: by_length(&answered, 3),
             by_length_decile: by_length(&answered, 10),
         }
     }
+}
+
+/// E2E of each answered request over that of the same request in `first`.
+pub(crate) fn paired_e2e(samples: &[Sample], first: &[Sample]) -> Option<Summary> {
+    let pairs = samples.iter().zip(first);
+    let answered = pairs.filter(|(here, there)| here.failure.is_none() && there.failure.is_none());
+    summary(answered.map(|(here, there)| here.e2e_s / there.e2e_s.max(f64::MIN_POSITIVE)))
 }
 
 fn tau_b(jobs: &[Job], answered: &[&Sample], predicted: &dyn Fn(usize) -> f64) -> Option<f64> {
@@ -224,7 +238,13 @@ mod tests {
     }
 
     fn facts() -> RunFacts {
-        RunFacts { policy: "fcfs".into(), arrivals: "burst:3".into(), load: None, seed: 1 }
+        RunFacts {
+            policy: "fcfs".into(),
+            arrivals: "burst:3".into(),
+            load: None,
+            seed: 1,
+            one_at_a_time: false,
+        }
     }
 
     #[test]
@@ -249,6 +269,18 @@ mod tests {
     fn one_token_has_no_time_per_further_token() {
         let run = Run::new(&facts(), &[job(0)], &[answered(0, 1.0, &[])], None, None);
         assert!(run.metrics.tpot_s.is_none() && run.metrics.itl_s.is_none());
+    }
+
+    #[test]
+    fn one_at_a_time_only_the_time_at_work_counts_and_pairs_are_compared() {
+        let serial = RunFacts { one_at_a_time: true, ..facts() };
+        // The other policy's turn lies in the gap of 98 s between the two.
+        let samples = [answered(0, 1.0, &[1.0]), Sample { arrival_s: 100.0, ..answered(1, 2.0, &[]) }];
+        let run = Run::new(&serial, &[job(0), job(1)], &samples, None, None);
+        assert_eq!((run.duration_s, run.tokens_per_s), (4.0, 0.75));
+        let slower = [answered(0, 2.0, &[2.0]), answered(1, 2.0, &[])];
+        let ratio = paired_e2e(&slower, &samples).unwrap();
+        assert_eq!((ratio.mean, ratio.max), (1.5, 2.0));
     }
 
     #[test]

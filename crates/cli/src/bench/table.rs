@@ -68,6 +68,12 @@ pub(crate) fn render(runs: &[Run]) -> String {
     }
     text.push_str(&lengths_line(&policies));
     for policy in &policies[1..] {
+        if let Some(ratio) = policy.mean(|run| run.e2e_vs_first.map(|ratio| ratio.p50)) {
+            text.push_str(&format!(
+                "\nE2E of each request under {} over the same under {}: median {ratio:.3}\n",
+                policy.name, first.name
+            ));
+        }
         text.push_str(&worse(policy, first));
     }
     text.push_str(&failures(&policies));
@@ -237,7 +243,13 @@ mod tests {
     use crate::bench::stream::Sample;
 
     fn run(policy: &str, e2e_s: &[f64]) -> Run {
-        let facts = RunFacts { policy: policy.into(), arrivals: "burst:3".into(), load: None, seed: 1 };
+        let facts = RunFacts {
+            policy: policy.into(),
+            arrivals: "burst:3".into(),
+            load: None,
+            seed: 1,
+            one_at_a_time: false,
+        };
         let job = |index| Job { index, record: 0, arrival_s: 0.0, true_tokens: None, body: Vec::new() };
         let sample = |(job, &e2e_s): (usize, &f64)| {
             let output_tokens = 10 * (u32::try_from(job).unwrap() + 1);
