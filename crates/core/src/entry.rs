@@ -1,6 +1,8 @@
 //! What the scheduler remembers of one request.
 
-use crate::{Policy, Rank, Request, RequestView, Score, ServiceModel, State, Unscored, blocks_for};
+use crate::{
+    Policy, Rank, Request, RequestView, Score, ServiceModel, State, Timestamp, Unscored, blocks_for,
+};
 
 /// A score, and what follows from it for one request.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +26,8 @@ pub(crate) struct Estimates {
     /// Recent mean output length.
     pub(crate) mean_tokens: f64,
     pub(crate) unscored: Unscored,
+    /// The time of the last call.
+    pub(crate) now: Timestamp,
 }
 
 impl Estimates {
@@ -31,7 +35,7 @@ impl Estimates {
     pub(crate) fn first(service: ServiceModel, unscored_tokens: f64) -> Self {
         let tokens = unscored_tokens.max(1.0);
         let unscored = Unscored { tokens, service_s: service.service_s(0, tokens) };
-        Self { service, mean_tokens: tokens, unscored }
+        Self { service, mean_tokens: tokens, unscored, now: Timestamp::ZERO }
     }
 }
 
@@ -42,6 +46,8 @@ pub(crate) struct Entry {
     pub(crate) prediction: Option<Prediction>,
     /// Its place in the order of arrival.
     pub(crate) number: u64,
+    /// Seconds of work, spread over all seats, that waited when it arrived.
+    pub(crate) backlog_s: f64,
     pub(crate) state: State,
     /// Output tokens so far.
     pub(crate) generated_tokens: u32,
@@ -95,6 +101,8 @@ impl Entry {
             generated_tokens: self.generated_tokens,
             prefill_tokens: self.pending_tokens(),
             service: &estimates.service,
+            now: estimates.now,
+            backlog_at_arrival_s: self.backlog_s,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use crate::{Request, Score, ServiceModel, Starvation};
+use crate::{Request, Score, ServiceModel, Starvation, Timestamp};
 
 /// Sort key of a request under a policy: smaller goes first. Never NaN.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -61,9 +61,19 @@ pub struct RequestView<'a> {
     pub prefill_tokens: u32,
     /// Measured step costs of the host.
     pub service: &'a ServiceModel,
+    /// The time now.
+    pub now: Timestamp,
+    /// Expected seconds until everyone who waited when this request arrived has been served, on all seats together.
+    /// It never changes.
+    pub backlog_at_arrival_s: f64,
 }
 
 impl RequestView<'_> {
+    /// Seconds since the request arrived.
+    pub fn age_s(&self) -> f64 {
+        self.now.since(self.request.arrival).as_secs_f64()
+    }
+
     /// Expected output tokens still to come, at least 1 and at most what `max_tokens` allows. For a request
     /// without score it does not depend on the request, so that such requests keep the order of arrival.
     pub fn remaining_tokens(&self) -> f64 {
@@ -112,8 +122,15 @@ pub trait Policy: Debug + Send {
     fn name(&self) -> &'static str;
 
     /// Key of a request, smaller first; ties go to the earlier arrival. It is taken when the request arrives,
-    /// is scored or is paused, and in every step while it runs: while a request waits, its key stands still.
+    /// is scored or is paused, and in every step while it runs: while a request waits, its key stands still, unless the
+    /// policy has a [`Policy::rekey_interval_s`].
     fn key(&self, view: &RequestView<'_>) -> Key;
+
+    /// Seconds after which the keys of all who wait are taken anew, for a policy whose order changes with time. It costs
+    /// O(n log n) each time; the default needs none.
+    fn rekey_interval_s(&self) -> Option<f64> {
+        None
+    }
 
     /// Whether running requests may lose their seat.
     fn preemption(&self) -> Preemption {

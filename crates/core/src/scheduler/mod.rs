@@ -121,6 +121,8 @@ pub struct Scheduler {
     estimates: Estimates,
     overtakes: OvertakeLog,
     timers: StarvationTimers,
+    /// When the keys of all who wait were last taken, for policies whose order changes with time.
+    rekeyed_at: Timestamp,
     plan: Plan,
     /// Sequences decoded and tokens prefilled by the last plan.
     last_batch: (u32, u32),
@@ -145,6 +147,7 @@ impl Scheduler {
             head_blocked: None,
             overtakes: OvertakeLog::default(),
             timers: StarvationTimers::default(),
+            rekeyed_at: Timestamp::ZERO,
             plan: Plan::default(),
             last_batch: (0, 0),
             counters: Counters::default(),
@@ -168,6 +171,7 @@ impl Scheduler {
             self.counters.rejected += 1;
             return Err(rejection);
         }
+        self.estimates.now = now;
         let id = request.id;
         let number = self.overtakes.arrive();
         let prediction = score.map(|score| Prediction::new(score, request.max_tokens));
@@ -175,6 +179,7 @@ impl Scheduler {
             request,
             prediction,
             number,
+            backlog_s: self.waiting.work_s() / f64::from(self.config.capacity.seats),
             state: State::Waiting,
             generated_tokens: 0,
             computed_tokens: 0,
@@ -198,7 +203,8 @@ impl Scheduler {
     }
 
     /// Reports what happened at the host.
-    pub fn observe(&mut self, _now: Timestamp, event: Event) {
+    pub fn observe(&mut self, now: Timestamp, event: Event) {
+        self.estimates.now = now;
         match event {
             Event::StepTook(took) => {
                 let (decodes, prefill_tokens) = self.last_batch;
@@ -307,6 +313,25 @@ impl Scheduler {
     fn requeue(&mut self, slot: usize) {
         self.waiting.remove(self.entries[slot].rank);
         self.enqueue(slot);
+    }
+
+    /// Takes the keys of all who wait anew, where the policy wants that by now.
+    fn rekey(&mut self, now: Timestamp) {
+        let Some(interval_s) = self.policy.rekey_interval_s() else { return };
+        if now.since(self.rekeyed_at).as_secs_f64() < interval_s {
+            return;
+        }
+        self.rekeyed_at = now;
+        self.requeue_all();
+    }
+
+    /// Moves every waiting request to its rank of now.
+    fn requeue_all(&mut self) {
+        let slots: Vec<usize> = self.waiting.iter().map(|place| place.slot).collect();
+        self.waiting = RankQueue::default();
+        for slot in slots {
+            self.enqueue(slot);
+        }
     }
 
     /// Takes a running request off its seat and frees its KV in the ledger.

@@ -19,6 +19,8 @@ impl Scheduler {
         self.plan.clear();
         self.counters.steps += 1;
         self.plan.step = self.counters.steps;
+        self.estimates.now = now;
+        self.rekey(now);
         self.promote_starving();
         self.make_room();
         let mut budget = self.decode();
