@@ -8,13 +8,14 @@ use crate::bench::BenchArgs;
 use crate::eval::EvalArgs;
 use crate::explain::ExplainArgs;
 use crate::serve::ServeArgs;
+use crate::simulate::SimulateArgs;
 use crate::trace::TraceArgs;
 use crate::train::TrainArgs;
 
 /// LLM serving in the order of a learned rank: short answers first, nobody starves.
 ///
 /// An OpenAI-compatible server with an embedded engine (`serve`), the tools that train and judge its ranker (`train`,
-/// `eval`, `trace`), and a load generator that shows what the order is worth (`bench`).
+/// `eval`, `trace`), a simulator that tells what each policy would give (`simulate`), and a load generator that shows it (`bench`).
 ///
 /// Settings come from flags, then from OUTRANK_* variables, then from outrank.toml; the first that is set wins.
 #[derive(Debug, Parser)]
@@ -52,6 +53,7 @@ pub(crate) enum Command {
     Serve(Box<ServeArgs>),
     Train(TrainArgs),
     Eval(EvalArgs),
+    Simulate(Box<SimulateArgs>),
     Bench(Box<BenchArgs>),
     Trace(TraceArgs),
     Explain(ExplainArgs),

@@ -18,6 +18,9 @@ pub(crate) enum Arrivals {
     Serial(usize),
     /// A Poisson process of so many requests a second.
     Poisson(f64),
+    /// A renewal process of so many requests a second whose gaps are gamma distributed with this coefficient of variation:
+    /// 1 is Poisson, more is burstier.
+    Gamma(f64, f64),
     /// A Poisson process at this fraction of the measured capacity.
     Load(f64),
     /// Recorded arrivals.
@@ -28,7 +31,7 @@ impl FromStr for Arrivals {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let known = "burst:N, poisson:RATE (requests/s), load:X (of measured capacity), csv:FILE or serial:N";
+        let known = "burst:N, poisson:RATE (requests/s), gamma:RATE:CV, load:X (of measured capacity), csv:FILE or serial:N";
         let (kind, value) = text.split_once(':').ok_or_else(|| format!("expected {known}"))?;
         let count = || match value.parse::<usize>() {
             Ok(n) if n > 0 => Ok(n),
@@ -42,6 +45,17 @@ impl FromStr for Arrivals {
             "burst" => count().map(Self::Burst),
             "serial" => count().map(Self::Serial),
             "poisson" => rate().map(Self::Poisson),
+            "gamma" => {
+                let parts = value.split_once(':').map(|(rate, cv)| (rate.parse::<f64>(), cv.parse::<f64>()));
+                match parts {
+                    Some((Ok(rate), Ok(cv)))
+                        if rate > 0.0 && cv > 0.0 && rate.is_finite() && cv.is_finite() =>
+                    {
+                        Ok(Self::Gamma(rate, cv))
+                    }
+                    _ => Err(format!("gamma: expected RATE:CV, two positive numbers, found {value:?}")),
+                }
+            }
             "load" => rate().map(Self::Load),
             "csv" if !value.is_empty() => Ok(Self::Csv(value.into())),
             _ => Err(format!("expected {known}, found {text:?}")),
@@ -55,6 +69,7 @@ impl fmt::Display for Arrivals {
             Self::Burst(n) => write!(f, "burst:{n}"),
             Self::Serial(n) => write!(f, "serial:{n}"),
             Self::Poisson(rate) => write!(f, "poisson:{rate}"),
+            Self::Gamma(rate, cv) => write!(f, "gamma:{rate}:{cv}"),
             Self::Load(load) => write!(f, "load:{load}"),
             Self::Csv(path) => write!(f, "csv:{}", crate::files::name(path)),
         }
@@ -81,6 +96,7 @@ impl Arrivals {
         let times = match self {
             Self::Burst(n) | Self::Serial(n) => vec![0.0; window.requests.map_or(*n, |limit| limit.min(*n))],
             Self::Poisson(rate) => poisson(*rate, window),
+            Self::Gamma(rate, cv) => gamma(*rate, *cv, window),
             Self::Load(load) => {
                 let capacity = capacity.context("load: the capacity of the target was not measured")?;
                 poisson(load * capacity, window)
@@ -119,6 +135,37 @@ fn poisson(rate: f64, window: &Window) -> Vec<f64> {
     });
     let limit = window.requests.unwrap_or(usize::MAX);
     times.take_while(|at_s| *at_s <= window.duration_s).take(limit).collect()
+}
+
+fn gamma(rate: f64, cv: f64, window: &Window) -> Vec<f64> {
+    let mut random = fastrand::Rng::with_seed(window.seed);
+    let shape = 1.0 / (cv * cv);
+    let mut at_s = 0.0;
+    let times = std::iter::repeat_with(|| {
+        at_s += gamma_variate(shape, &mut random) / (shape * rate);
+        at_s
+    });
+    let limit = window.requests.unwrap_or(usize::MAX);
+    times.take_while(|at_s| *at_s <= window.duration_s).take(limit).collect()
+}
+
+/// A gamma variate of the given shape and scale 1 (Marsaglia and Tsang, "A simple method for generating gamma variables",
+/// ACM TOMS 2000; shapes below 1 by their boost).
+fn gamma_variate(shape: f64, random: &mut fastrand::Rng) -> f64 {
+    if shape < 1.0 {
+        let uniform: f64 = 1.0 - random.f64();
+        return gamma_variate(shape + 1.0, random) * uniform.powf(1.0 / shape);
+    }
+    let d = shape - 1.0 / 3.0;
+    let c = 1.0 / (9.0 * d).sqrt();
+    loop {
+        let normal = (-2.0 * (1.0 - random.f64()).ln()).sqrt() * (std::f64::consts::TAU * random.f64()).cos();
+        let v = (1.0 + c * normal).powi(3);
+        let uniform: f64 = 1.0 - random.f64();
+        if v > 0.0 && uniform.ln() < 0.5 * normal * normal + d - d * v + d * v.ln() {
+            return d * v;
+        }
+    }
 }
 
 fn within(times: Vec<f64>, window: &Window) -> Vec<f64> {
@@ -224,6 +271,21 @@ mod tests {
         assert!((deviation / mean - 1.0).abs() < 0.05, "{deviation} against {mean}");
         assert_eq!(times, Arrivals::Load(0.5).times(&window, Some(10.0)).unwrap());
         assert_ne!(times, Arrivals::Poisson(5.0).times(&Window { seed: 8, ..window }, None).unwrap());
+    }
+
+    #[test]
+    fn gamma_gaps_have_their_mean_and_their_coefficient_of_variation() {
+        for cv in [0.5, 1.0, 3.0] {
+            let window = Window { duration_s: 20_000.0, ..WINDOW };
+            let times = Arrivals::Gamma(5.0, cv).times(&window, None).unwrap();
+            let gaps: Vec<f64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
+            let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
+            assert!(
+                (mean * 5.0 - 1.0).abs() < 0.05 && (variance.sqrt() / mean / cv - 1.0).abs() < 0.05,
+                "{cv}"
+            );
+        }
     }
 
     #[test]

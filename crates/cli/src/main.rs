@@ -18,6 +18,7 @@ mod output;
 mod progress;
 mod serve;
 mod settings;
+mod simulate;
 mod trace;
 mod train;
 
@@ -48,6 +49,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Train(command) => train::run(&command, &output),
         Command::Eval(command) => eval::run(&command, &output),
         Command::Bench(command) => bench::run(*command, file()?, &output),
+        Command::Simulate(command) => simulate::run(*command, file()?, &output),
         Command::Trace(command) => trace::run(command.command, file, &output),
         Command::Explain(command) => explain::run(&command, file()?, &output),
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use outrank_core::policies::{NAMES, PolicySettings, by_name};
 use outrank_core::{
-    Capacity, Event, Request, RequestId, Scheduler, SchedulerConfig, Score, ServiceModel, SwitchCost,
-    Timestamp,
+    Capacity, Event, MonitorSettings, Request, RequestId, Scheduler, SchedulerConfig, Score, ServiceModel,
+    SwitchCost, Timestamp,
 };
 
 const SEATS: u64 = 256;
@@ -39,6 +39,7 @@ impl Service {
             service: ServiceModel { decode_s: 0.02, prefill_s: 0.0001 },
             unscored_tokens: 200.0,
             max_bypass_s: 10.0,
+            monitor: MonitorSettings::default(),
         };
         let policy = by_name(policy, &PolicySettings::default()).unwrap();
         let scheduler = Scheduler::new(config, policy).unwrap();

@@ -1,7 +1,7 @@
 //! What the scheduler remembers of one request.
 
 use crate::{
-    Policy, Rank, Request, RequestView, Score, ServiceModel, State, Timestamp, Unscored, blocks_for,
+    Policy, Rank, Request, RequestView, Score, ServiceModel, State, Timestamp, Trust, Unscored, blocks_for,
 };
 
 /// A score, and what follows from it for one request.
@@ -26,6 +26,8 @@ pub(crate) struct Estimates {
     /// Recent mean output length.
     pub(crate) mean_tokens: f64,
     pub(crate) unscored: Unscored,
+    /// Whether scores count: not while the ranker is distrusted.
+    pub(crate) trust: Trust,
     /// The time of the last call.
     pub(crate) now: Timestamp,
 }
@@ -35,7 +37,7 @@ impl Estimates {
     pub(crate) fn first(service: ServiceModel, unscored_tokens: f64) -> Self {
         let tokens = unscored_tokens.max(1.0);
         let unscored = Unscored { tokens, service_s: service.service_s(0, tokens) };
-        Self { service, mean_tokens: tokens, unscored, now: Timestamp::ZERO }
+        Self { service, mean_tokens: tokens, unscored, trust: Trust::Trusted, now: Timestamp::ZERO }
     }
 }
 
@@ -93,10 +95,11 @@ impl Entry {
 
     /// What a policy sees of it.
     pub(crate) fn view<'a>(&'a self, estimates: &'a Estimates) -> RequestView<'a> {
+        let prediction = self.prediction.filter(|_| estimates.trust == Trust::Trusted);
         RequestView {
             request: &self.request,
-            score: self.prediction.map(|prediction| prediction.score),
-            predicted_tokens: self.prediction.map_or(estimates.mean_tokens, |prediction| prediction.tokens),
+            score: prediction.map(|prediction| prediction.score),
+            predicted_tokens: prediction.map_or(estimates.mean_tokens, |prediction| prediction.tokens),
             unscored: estimates.unscored,
             generated_tokens: self.generated_tokens,
             prefill_tokens: self.pending_tokens(),

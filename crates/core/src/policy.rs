@@ -77,7 +77,7 @@ impl RequestView<'_> {
     /// Expected output tokens still to come, at least 1 and at most what `max_tokens` allows. For a request
     /// without score it does not depend on the request, so that such requests keep the order of arrival.
     pub fn remaining_tokens(&self) -> f64 {
-        let limit = f64::from(self.request.max_tokens.saturating_sub(self.generated_tokens).max(1));
+        let limit = f64::from(self.request.known_limit_tokens().saturating_sub(self.generated_tokens).max(1));
         match self.score {
             Some(score) => score.remaining_tokens(self.generated_tokens).min(limit),
             None => self.predicted_tokens.max(1.0),
@@ -140,6 +140,12 @@ pub trait Policy: Debug + Send {
     /// Starvation prevention by promotion, if the policy has it.
     fn starvation(&self) -> Option<Starvation> {
         None
+    }
+
+    /// Whether the policy goes by arrival when the scheduler's [`crate::RankMonitor`] distrusts the ranker; requests then
+    /// look unscored to it.
+    fn falls_back(&self) -> bool {
+        false
     }
 
     /// Why a request has its key, in words for the person who waits.

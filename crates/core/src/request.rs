@@ -25,6 +25,9 @@ pub struct Request {
     /// True output length in tokens, known only when a recorded trace is replayed; read by the `oracle-*`
     /// policies and by nothing else.
     pub true_tokens: Option<u32>,
+    /// Whether `max_tokens` is the recorded length of a replay, not a wish of the client: predictions must not be limited
+    /// by it, or they would know the answer.
+    pub limit_is_recorded: bool,
     /// Who asked, for fairness between tenants and for audit.
     pub tenant: Option<Arc<str>>,
     /// Service class of the request, as named by the client.
@@ -40,8 +43,14 @@ impl Request {
             prompt_tokens,
             max_tokens,
             true_tokens: None,
+            limit_is_recorded: false,
             tenant: None,
             class: None,
         }
+    }
+
+    /// Output limit in tokens as far as a prediction may know it.
+    pub fn known_limit_tokens(&self) -> u32 {
+        if self.limit_is_recorded { u32::MAX } else { self.max_tokens }
     }
 }

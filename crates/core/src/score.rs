@@ -92,6 +92,11 @@ impl Score {
         (mean * normal_cdf(z - spread) + limit * normal_cdf(-z)).min(limit)
     }
 
+    /// What the answer is worth per token of service, as a length: see [`crate::gittins::rank_tokens`].
+    pub fn gittins_tokens(self, generated: u32) -> f64 {
+        crate::gittins::rank_tokens(f64::from(self.median_tokens), f64::from(self.spread), generated)
+    }
+
     /// Expected number of tokens still to come after `generated`, given that the request has not ended:
     /// `E[X - g | X > g]`, at least 1.
     ///
@@ -120,7 +125,7 @@ const MIN_SPREAD: f64 = 0.05;
 const FAR_TAIL: f64 = 30.0;
 
 /// Standard normal distribution function, relatively accurate in the lower tail.
-fn normal_cdf(x: f64) -> f64 {
+pub(crate) fn normal_cdf(x: f64) -> f64 {
     0.5 * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2)
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use outrank_core::{Capacity, SchedulerConfig, ServiceModel, SwitchCost, blocks_for};
+use outrank_core::{Capacity, MonitorSettings, SchedulerConfig, ServiceModel, SwitchCost, blocks_for};
 use serde::{Deserialize, Serialize};
 
 /// Settings of the engine. `Default` suits a small model on a few CPU cores.
@@ -36,6 +36,8 @@ pub struct EngineConfig {
     pub unscored_tokens: f64,
     /// Seconds for which smaller requests may pass a request that memory keeps waiting.
     pub max_bypass_s: f64,
+    /// When to stop following the ranker.
+    pub monitor: MonitorSettings,
     /// Where to write one JSON line per step ([`crate::StepRecord`]).
     pub step_log: Option<PathBuf>,
 }
@@ -57,6 +59,7 @@ impl Default for EngineConfig {
             service: ServiceModel::default(),
             unscored_tokens: 128.0,
             max_bypass_s: 10.0,
+            monitor: MonitorSettings::default(),
             step_log: None,
         }
     }
@@ -96,6 +99,7 @@ impl EngineConfig {
             service: self.service,
             unscored_tokens: self.unscored_tokens,
             max_bypass_s: self.max_bypass_s,
+            monitor: self.monitor,
         }
     }
 }

@@ -190,6 +190,7 @@ impl<'m> Worker<'m> {
             prompt_tokens: u32::try_from(request.prompt.len()).unwrap_or(u32::MAX),
             max_tokens: request.sampling.max_tokens,
             true_tokens: request.true_tokens,
+            limit_is_recorded: request.true_tokens.is_some() && request.sampling.ignore_eos,
             tenant: request.tenant.clone(),
             class: request.class.clone(),
         };

@@ -32,6 +32,11 @@ pub struct Outrank {
     pub max_preemptions_per_step: u32,
     /// Times that one request may be paused.
     pub max_preemptions_per_request: u32,
+    pub index: u32,
+    pub shape: u32,
+    pub patience_factor: f64,
+    pub tail: f64,
+    pub refresh: u32,
 }
 
 impl Default for Outrank {
@@ -43,6 +48,11 @@ impl Default for Outrank {
             switch_cost_factor: 20.0,
             max_preemptions_per_step: 1,
             max_preemptions_per_request: 2,
+            index: 0,
+            shape: 0,
+            patience_factor: 0.0,
+            tail: 0.0,
+            refresh: 8,
         }
     }
 }
@@ -51,10 +61,26 @@ impl Outrank {
     /// Seconds by which later arrivals may be ahead of this request.
     fn head_start_s(&self, view: &RequestView<'_>) -> f64 {
         let service_s = match view.score {
-            Some(_) => view.service.service_s(view.prefill_tokens, predicted_left_tokens(view)),
+            Some(score) => {
+                let tokens = match self.index {
+                    0 => predicted_left_tokens(view),
+                    1 => view.remaining_tokens(),
+                    2 => score.gittins_tokens(view.generated_tokens),
+                    3 => f64::from(score.median_tokens()),
+                    _ => view.predicted_tokens,
+                };
+                view.service.service_s(view.prefill_tokens, tokens)
+            }
             None => view.unscored.service_s,
         };
-        (self.stretch * service_s).min(self.patience_s)
+        let patience_s = self.patience_s + self.patience_factor * view.backlog_at_arrival_s;
+        let x = self.stretch * service_s / patience_s.max(1e-9);
+        let shaped = match self.shape {
+            0 => x.min(1.0),
+            1 => 1.0 - (-x).exp(),
+            _ => x / (1.0 + x),
+        };
+        patience_s * shaped - self.tail * service_s
     }
 }
 
@@ -82,6 +108,10 @@ impl Policy for Outrank {
             max_per_step: self.max_preemptions_per_step,
             max_per_request: self.max_preemptions_per_request,
         })
+    }
+
+    fn falls_back(&self) -> bool {
+        true
     }
 
     fn why(&self, view: &RequestView<'_>) -> String {

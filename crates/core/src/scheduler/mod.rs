@@ -14,8 +14,9 @@ use thiserror::Error;
 use crate::entry::{Entry, Estimates, Prediction};
 use crate::starvation::StarvationTimers;
 use crate::{
-    Capacity, CapacityError, Event, KvLedger, OvertakeLog, Place, Placement, Plan, Policy, Rank, RankQueue,
-    Request, RequestId, Score, ServiceModel, State, SwitchCost, SwitchMethod, Timestamp,
+    Capacity, CapacityError, Event, KvLedger, MonitorSettings, OvertakeLog, Place, Placement, Plan, Policy,
+    Rank, RankMonitor, RankQueue, Request, RequestId, Score, ServiceModel, State, SwitchCost, SwitchMethod,
+    Timestamp, Trust,
 };
 
 /// Weight of the newest finished request in the running mean of output lengths.
@@ -37,6 +38,8 @@ pub struct SchedulerConfig {
     /// Seconds for which smaller requests may pass a head that memory keeps waiting; then it goes first, and
     /// seats stay empty until it fits.
     pub max_bypass_s: f64,
+    /// When to stop following the ranker, for policies that fall back.
+    pub monitor: MonitorSettings,
 }
 
 /// Why a request was not accepted. Nothing of it is kept.
@@ -119,6 +122,7 @@ pub struct Scheduler {
     /// Since when the head of the queue has been kept waiting by memory.
     head_blocked: Option<(RequestId, Timestamp)>,
     estimates: Estimates,
+    monitor: RankMonitor,
     overtakes: OvertakeLog,
     timers: StarvationTimers,
     /// When the keys of all who wait were last taken, for policies whose order changes with time.
@@ -139,6 +143,7 @@ impl Scheduler {
         Ok(Self {
             kv: KvLedger::new(config.capacity.kv_blocks, config.capacity.watermark_blocks),
             estimates: Estimates::first(config.service, config.unscored_tokens),
+            monitor: RankMonitor::new(config.monitor),
             entries: Slab::new(),
             slots: HashMap::default(),
             waiting: RankQueue::default(),
@@ -174,7 +179,7 @@ impl Scheduler {
         self.estimates.now = now;
         let id = request.id;
         let number = self.overtakes.arrive();
-        let prediction = score.map(|score| Prediction::new(score, request.max_tokens));
+        let prediction = score.map(|score| Prediction::new(score, request.known_limit_tokens()));
         let slot = self.entries.insert(Entry {
             request,
             prediction,
@@ -214,7 +219,7 @@ impl Scheduler {
             }
             Event::Scored(id, score) => self.with_slot(id, |this, slot| {
                 let entry = &mut this.entries[slot];
-                entry.prediction = Some(Prediction::new(score, entry.request.max_tokens));
+                entry.prediction = Some(Prediction::new(score, entry.request.known_limit_tokens()));
                 if this.entries[slot].state != State::Running {
                     this.requeue(slot);
                 }
@@ -229,7 +234,15 @@ impl Scheduler {
                 let mean_tokens = &mut this.estimates.mean_tokens;
                 *mean_tokens += NEWEST_LENGTH_WEIGHT * (tokens - *mean_tokens);
                 this.counters.finished += 1;
+                let entry = &this.entries[slot];
+                // What ended at the limit says only that it would have been longer.
+                let judged =
+                    entry.prediction.filter(|_| entry.generated_tokens < entry.request.known_limit_tokens());
+                let tokens = entry.generated_tokens;
                 this.leave(slot);
+                if let Some(prediction) = judged {
+                    this.judge(prediction.score, tokens);
+                }
             }),
             Event::Cancelled(id) => self.with_slot(id, |this, slot| {
                 this.counters.cancelled += 1;
@@ -249,9 +262,24 @@ impl Scheduler {
         }
     }
 
+    /// Requests in the queue and requests with a seat, now.
+    pub fn occupancy(&self) -> (usize, usize) {
+        (self.waiting.len(), self.running.len())
+    }
+
     /// Measured step costs.
     pub fn service(&self) -> ServiceModel {
         self.estimates.service
+    }
+
+    /// The verdict on the ranker, and on what it rests.
+    pub fn monitor(&self) -> &RankMonitor {
+        &self.monitor
+    }
+
+    /// Whether scores order the queue now.
+    pub fn trust(&self) -> Trust {
+        self.estimates.trust
     }
 
     /// Name of the policy.
@@ -323,6 +351,17 @@ impl Scheduler {
         }
         self.rekeyed_at = now;
         self.requeue_all();
+    }
+
+    /// Compares a finished request with its score; when that changes the verdict on the ranker, the queue follows.
+    fn judge(&mut self, score: Score, tokens: u32) {
+        if self.monitor.finished(score, tokens) && self.policy.falls_back() {
+            self.estimates.trust = self.monitor.trust();
+            self.requeue_all();
+            for at in 0..self.running.len() {
+                self.refresh_rank(self.running[at]);
+            }
+        }
     }
 
     /// Moves every waiting request to its rank of now.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use outrank_core::policies::{PolicySettings, by_name};
 use outrank_core::{
-    Capacity, Event, Policy, Request, RequestId, Scheduler, SchedulerConfig, Score, ServiceModel, SwitchCost,
-    SwitchMethod, Timestamp, blocks_for,
+    Capacity, Event, MonitorSettings, Policy, Request, RequestId, Scheduler, SchedulerConfig, Score,
+    ServiceModel, SwitchCost, SwitchMethod, Timestamp, blocks_for,
 };
 
 /// One request of a test: what it asks and what it will really generate.
@@ -42,6 +42,7 @@ pub fn config(capacity: Capacity, max_swapped_blocks: u32) -> SchedulerConfig {
         service: ServiceModel { decode_s: 0.01, prefill_s: 0.0001 },
         unscored_tokens: 50.0,
         max_bypass_s: 0.5,
+        monitor: MonitorSettings::default(),
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use futures_util::future::{BoxFuture, ready};
 use futures_util::{FutureExt, StreamExt, stream};
 use outrank_core::{
-    Capacity, Counters, Event, Explanation, Request, RequestId, Scheduler, SchedulerConfig, Score,
-    ServiceModel, SwitchCost, Timestamp, blocks_for, policies,
+    Capacity, Counters, Event, Explanation, MonitorSettings, Request, RequestId, Scheduler, SchedulerConfig,
+    Score, ServiceModel, SwitchCost, Timestamp, blocks_for, policies,
 };
 use outrank_engine::{
     ChatMessage, FinishReason, GenerateRequest, Output, SubmitError, Timings, Token, TokenLogprobs, Usage,
@@ -89,6 +89,7 @@ impl Scripted {
             service: ServiceModel::default(),
             unscored_tokens: 100.0,
             max_bypass_s: 1.0,
+            monitor: MonitorSettings::default(),
         };
         let policy = policies::by_name(policy, &policies::PolicySettings::default()).unwrap();
         let state = State {

@@ -1,0 +1,152 @@
+//! From a trace to requests that arrive.
+
+use anyhow::{Result, bail};
+use outrank_core::Score;
+use outrank_ranker::trace::{Lengths, held_out, read_trace};
+use outrank_ranker::{Ranker, TraceRecord};
+use outrank_sim::{Job, Profile};
+
+use crate::output::{note, plural};
+use crate::simulate::args::{ScoreSource, SimulateArgs};
+
+/// Spread of predictions that bring none, as standard deviation of the natural logarithm.
+const DEFAULT_SPREAD: f32 = 0.7;
+
+/// What the requests of all runs are drawn from.
+pub(crate) struct Workload {
+    requests: Vec<Request>,
+    max_tokens: Option<u32>,
+    scores: ScoreSource,
+}
+
+/// A record of the trace, without its text.
+struct Request {
+    prompt_tokens: u32,
+    /// Lengths of the answer, one a sample.
+    output_tokens: Vec<u32>,
+    score: Option<Score>,
+}
+
+impl Workload {
+    /// Reads the traces and scores them.
+    pub(crate) fn read(args: &SimulateArgs) -> Result<Self> {
+        let mut records = Vec::new();
+        for path in &args.traces {
+            let mut read = read_trace(path, Lengths::Required)?;
+            if let Some(index) = read.iter().position(|record| record.prompt_tokens.is_none()) {
+                bail!(
+                    "{}: request {} has no prompt_tokens; add them with `outrank trace count`",
+                    path.display(),
+                    index + 1
+                );
+            }
+            if args.held_out {
+                read.retain(held_out);
+            }
+            records.extend(read);
+        }
+        if records.is_empty() {
+            bail!("none of the trace's prompts is held out; leave --held-out away");
+        }
+        let ranker = match args.scores {
+            ScoreSource::Ranker | ScoreSource::Inverted => args.ranker.load()?,
+            _ => None,
+        };
+        let requests = records
+            .iter()
+            .map(|record| {
+                Ok(Request {
+                    prompt_tokens: record.prompt_tokens.unwrap_or(1).max(1),
+                    output_tokens: record.output_tokens.iter().map(|&n| n.max(1)).collect(),
+                    score: score(record, args.scores, ranker.as_ref())?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { requests, max_tokens: args.max_tokens, scores: args.scores })
+    }
+
+    /// Tau-b between predictions and lengths, where there are predictions.
+    pub(crate) fn tau_b(&self, jobs: &[Job]) -> Option<f64> {
+        let scored: Vec<&Job> = jobs.iter().filter(|job| job.score.is_some()).collect();
+        let predicted: Vec<f64> =
+            scored.iter().filter_map(|job| job.score).map(|score| f64::from(score.median_tokens())).collect();
+        let truth: Vec<f64> = scored.iter().map(|job| f64::from(job.output_tokens)).collect();
+        outrank_ranker::kendall_tau_b(&predicted, &truth)
+    }
+
+    /// One request for each arrival, drawn without replacement by a shuffle with `seed`; a trace that is too short starts
+    /// over. What exceeds the context of the profile is cut.
+    pub(crate) fn jobs(&self, profile: &Profile, arrivals: &[f64], seed: u64) -> Vec<Job> {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut order: Vec<usize> = (0..self.requests.len()).collect();
+        random.shuffle(&mut order);
+        let context = profile.capacity.context_tokens;
+        let mut cut = 0;
+        let mut jobs: Vec<Job> = arrivals
+            .iter()
+            .zip(order.iter().cycle())
+            .map(|(&arrival_s, &at)| {
+                let request = &self.requests[at];
+                let sample = request.output_tokens[random.usize(..request.output_tokens.len())];
+                let output_tokens = sample.min(self.max_tokens.unwrap_or(u32::MAX)).min(context / 2);
+                let prompt_tokens = request.prompt_tokens.min(context - output_tokens.max(context / 2));
+                cut += usize::from(sample > context / 2 || prompt_tokens < request.prompt_tokens);
+                let max_tokens = self.max_tokens.map(|limit| limit.min(context - prompt_tokens));
+                Job { arrival_s, prompt_tokens, output_tokens, max_tokens, score: request.score }
+            })
+            .collect();
+        if cut > 0 && seed == 1 {
+            note(&format!(
+                "{} of {} cut to half of the context of {context} tokens of {}",
+                cut,
+                plural(jobs.len(), "request"),
+                profile.name
+            ));
+        }
+        self.disturb(&mut jobs, &mut random);
+        jobs
+    }
+
+    /// Predictions that depend on the run's seed.
+    fn disturb(&self, jobs: &mut [Job], random: &mut fastrand::Rng) {
+        match self.scores {
+            ScoreSource::Noisy(sigma) => {
+                for job in jobs {
+                    // Box and Muller's transform of two uniform numbers.
+                    let normal = (-2.0 * (1.0 - random.f64()).ln()).sqrt()
+                        * (std::f64::consts::TAU * random.f64()).cos();
+                    let median = f64::from(job.output_tokens) * (sigma * normal).exp();
+                    job.score = Score::new(median.clamp(0.1, 1e7) as f32, (sigma as f32).max(0.05)).ok();
+                }
+            }
+            ScoreSource::Random => {
+                let mut lengths: Vec<u32> = jobs.iter().map(|job| job.output_tokens).collect();
+                random.shuffle(&mut lengths);
+                for (job, tokens) in jobs.iter_mut().zip(lengths) {
+                    job.score = Score::new(tokens as f32, DEFAULT_SPREAD).ok();
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn score(record: &TraceRecord, source: ScoreSource, ranker: Option<&Ranker>) -> Result<Option<Score>> {
+    let ranked = || ranker.map(|ranker| ranker.score(&record.text()));
+    Ok(match source {
+        ScoreSource::Ranker => ranked(),
+        ScoreSource::Inverted => match ranked() {
+            // Mirrored at 200 tokens, within what a score may be.
+            Some(score) => Some(Score::new((40_000.0 / score.median_tokens()).max(0.1), score.spread())?),
+            None => None,
+        },
+        ScoreSource::Trace => {
+            let Some(value) = record.score else {
+                bail!("--scores trace: a request of the trace has no score")
+            };
+            let score = Score::new(value as f32, DEFAULT_SPREAD);
+            Some(score.map_err(|error| anyhow::anyhow!("--scores trace: {error} (scores are in tokens)"))?)
+        }
+        ScoreSource::Noisy(_) | ScoreSource::Random | ScoreSource::None => None,
+    })
+}
