@@ -32,7 +32,8 @@ macro_rules! settings {
 settings! {
     /// Table `[serve]`.
     ServeSettings {
-        /// Order of requests: outrank, fcfs, ltr, oracle-sjf or oracle-srtf [default: outrank]
+        /// Order of requests: outrank, fcfs, ltr, class, po, mlfq, hrrn, tie, boost, oracle-sjf or oracle-srtf
+        /// [default: outrank]
         #[arg(long, env = "OUTRANK_POLICY", value_name = "NAME", value_parser = policy_name)]
         policy: String,
         /// Address to listen on [default: 127.0.0.1]
@@ -247,7 +248,8 @@ mod tests {
     #[test]
     fn the_help_tells_the_real_defaults() {
         let command = EngineSettings::augment_args(PolicyFlags::augment_args(clap::Command::new("outrank")));
-        let (PolicySettings { outrank, ltr }, engine) = (PolicySettings::default(), EngineConfig::default());
+        let (PolicySettings { outrank, ltr, .. }, engine) =
+            (PolicySettings::default(), EngineConfig::default());
         for (flag, default) in [
             ("stretch", outrank.stretch.to_string()),
             ("patience_s", outrank.patience_s.to_string()),

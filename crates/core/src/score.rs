@@ -97,6 +97,36 @@ impl Score {
         crate::gittins::rank_tokens(f64::from(self.median_tokens), f64::from(self.spread), generated)
     }
 
+    /// Conditional value at risk: the expected length of the longest `1 - alpha` of answers, `E[X | X > VaR_alpha]`.
+    ///
+    /// For a log-normal, `mean · Φ(spread - z) / (1 - alpha)` with `z` the standard normal quantile of `alpha`, which is
+    /// taken as at most `1 - 1e-9`. With an `alpha` of 0 or less it is the mean.
+    pub fn cvar_tokens(self, alpha: f64) -> f64 {
+        let spread = f64::from(self.spread).max(MIN_SPREAD);
+        let tail = tail_share(alpha);
+        let mean = f64::from(self.median_tokens) * (0.5 * spread * spread).exp();
+        mean * normal_cdf(spread - normal_upper_quantile(tail)) / tail
+    }
+
+    /// [`Score::cvar_tokens`] of an output that is cut at `limit` tokens: the mean of the longest `1 - alpha` of
+    /// `min(X, limit)`.
+    ///
+    /// For a log-normal, `(mean · (Φ(spread - z) - Φ(spread - c)) + limit · Φ(-c)) / (1 - alpha)` with
+    /// `c = (ln limit - ln median) / spread`, and the limit itself where the quantile exceeds it.
+    pub fn cvar_tokens_within(self, alpha: f64, limit: u32) -> f64 {
+        let limit = f64::from(limit.max(1));
+        let spread = f64::from(self.spread).max(MIN_SPREAD);
+        let tail = tail_share(alpha);
+        let z = normal_upper_quantile(tail);
+        let cut = (limit.ln() - f64::from(self.median_tokens).ln()) / spread;
+        if cut <= z {
+            return limit;
+        }
+        let mean = f64::from(self.median_tokens) * (0.5 * spread * spread).exp();
+        let below = mean * (normal_cdf(spread - z) - normal_cdf(spread - cut));
+        ((below + limit * normal_cdf(-cut)) / tail).min(limit)
+    }
+
     /// Expected number of tokens still to come after `generated`, given that the request has not ended:
     /// `E[X - g | X > g]`, at least 1.
     ///
@@ -127,6 +157,25 @@ const FAR_TAIL: f64 = 30.0;
 /// Standard normal distribution function, relatively accurate in the lower tail.
 pub(crate) fn normal_cdf(x: f64) -> f64 {
     0.5 * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2)
+}
+
+/// `1 - alpha`, between 1e-9 and 1.
+fn tail_share(alpha: f64) -> f64 {
+    if alpha > 0.0 { (1.0 - alpha).max(1e-9) } else { 1.0 }
+}
+
+/// The `z` that a standard normal variable exceeds with the given probability (0 to 1), to about 1e-6; -∞ for 1.
+fn normal_upper_quantile(probability: f64) -> f64 {
+    if probability > 0.5 {
+        return if probability < 1.0 { -normal_upper_quantile(1.0 - probability) } else { f64::NEG_INFINITY };
+    }
+    // Abramowitz and Stegun 26.2.23, within 4.5e-4, and a step of Newton's method from there.
+    let t = (-2.0 * probability.ln()).sqrt();
+    let numerator = 2.515_517 + t * (0.802_853 + t * 0.010_328);
+    let denominator = 1.0 + t * (1.432_788 + t * (0.189_269 + t * 0.001_308));
+    let z = t - numerator / denominator;
+    let density = (-0.5 * z * z).exp() / (2.0 * std::f64::consts::PI).sqrt();
+    z + (normal_cdf(-z) - probability) / density
 }
 
 #[cfg(test)]
@@ -168,6 +217,58 @@ mod tests {
         assert!(within(300.0) < within(400.0) && within(400.0) < within(800.0) && within(1e30) <= 192.0);
         let unlimited = Score::new(100.0, 0.5).unwrap();
         assert!((unlimited.mean_tokens_within(u32::MAX) / unlimited.mean_tokens() - 1.0).abs() < 1e-9);
+    }
+
+    /// Mean of the longest `1 - alpha` of min(X, limit), by integrating over the standard normal variable.
+    fn cvar_by_integration(median: f64, spread: f64, alpha: f64, limit: f64) -> f64 {
+        let step = 1e-4;
+        let (mut mass, mut sum) = (0.0, 0.0);
+        for i in 0..400_000 {
+            // From the longest answers downwards, until the share is reached.
+            let z = 20.0 - (f64::from(i) + 0.5) * step;
+            let weight = (-0.5 * z * z).exp() / (2.0 * std::f64::consts::PI).sqrt() * step;
+            let weight = weight.min(1.0 - alpha - mass);
+            (mass, sum) = (mass + weight, sum + weight * (median * (spread * z).exp()).min(limit));
+        }
+        sum / mass
+    }
+
+    #[test]
+    fn the_mean_of_the_longest_answers_matches_numeric_integration() {
+        for (median, spread, alpha) in
+            [(100.0, 0.5, 0.9), (100.0, 1.2, 0.9), (30.0, 0.8, 0.99), (900.0, 0.3, 0.5), (40.0, 0.7, 0.2)]
+        {
+            let score = Score::new(median as f32, f64::from(spread as f32) as f32).unwrap();
+            let spread = f64::from(spread as f32);
+            let (exact, ours) =
+                (cvar_by_integration(median, spread, alpha, f64::INFINITY), score.cvar_tokens(alpha));
+            assert!((ours / exact - 1.0).abs() < 1e-4, "{median} {spread} {alpha}: {ours} against {exact}");
+            for limit in [10_u32, 60, 200, 1000, 4000] {
+                let exact = cvar_by_integration(median, spread, alpha, f64::from(limit));
+                let ours = score.cvar_tokens_within(alpha, limit);
+                assert!(
+                    (ours / exact - 1.0).abs() < 1e-4,
+                    "{median} {spread} {alpha} {limit}: {ours} {exact}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_answers_of_no_share_and_of_all_are_the_extremes() {
+        let score = Score::new(100.0, 0.5).unwrap();
+        for all in [0.0, -1.0, f64::NAN] {
+            assert!((score.cvar_tokens(all) / score.mean_tokens() - 1.0).abs() < 1e-9);
+            assert!((score.cvar_tokens_within(all, 150) / score.mean_tokens_within(150) - 1.0).abs() < 1e-9);
+        }
+        assert_eq!(score.cvar_tokens(1.0), score.cvar_tokens(2.0));
+        assert!(score.cvar_tokens(1.0).is_finite() && score.cvar_tokens(1.0) > score.cvar_tokens(0.999));
+        for spread in [0.0, 40.0, f32::MAX] {
+            for median in [f32::MIN_POSITIVE, f32::MAX] {
+                let ours = Score::new(median, spread).unwrap().cvar_tokens_within(0.9, 512);
+                assert!((0.0..=512.0).contains(&ours), "{median} {spread}: {ours}");
+            }
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 mod support;
 
-use outrank_core::policies::{Ltr, Outrank};
+use outrank_core::policies::{Boost, Class, Hrrn, Ltr, Mlfq, Outrank, Po, PolicySettings, Tie, by_name};
 use outrank_core::{Event, Policy, Request, RequestId, Scheduler, Score, State, Timestamp};
 use proptest::prelude::*;
 use support::{Host, Job, capacity, config, policy};
@@ -14,7 +14,11 @@ fn job(arrival_ms: u64, output_tokens: u32) -> Job {
 
 /// Order in which jobs finish.
 fn finishing_order(name: &str, jobs: Vec<Job>, seats: u32) -> Vec<usize> {
-    let (outcomes, ..) = Host::new(config(capacity(seats, 200), 100), policy(name), jobs).run();
+    finishing_order_under(policy(name), jobs, seats)
+}
+
+fn finishing_order_under(policy: Box<dyn Policy>, jobs: Vec<Job>, seats: u32) -> Vec<usize> {
+    let (outcomes, ..) = Host::new(config(capacity(seats, 200), 100), policy, jobs).run();
     let mut order: Vec<usize> = (0..outcomes.len()).collect();
     order.sort_by_key(|&i| (outcomes[i].finished_ms, i));
     order
@@ -35,7 +39,7 @@ fn fcfs_serves_in_order_of_arrival_and_the_others_let_short_ones_pass() {
 #[test]
 fn requests_without_score_keep_the_order_of_arrival() {
     let unscored = |arrival_ms, output_tokens| Job { predicted: None, ..job(arrival_ms, output_tokens) };
-    for name in ["outrank", "ltr", "fcfs"] {
+    for name in ["outrank", "ltr", "fcfs", "class", "po", "hrrn", "tie"] {
         let jobs = vec![unscored(0, 30), unscored(5, 3), unscored(6, 20), unscored(7, 1)];
         assert_eq!(finishing_order(name, jobs, 1), [0, 1, 2, 3], "{name}");
     }
@@ -46,17 +50,98 @@ fn requests_without_score_keep_their_order_whatever_is_measured_meanwhile() {
     let jobs =
         |n: u64| (0..n).map(|i| Job { predicted: None, ..job(i * 150, 1 + (i * 7 % 40) as u32) }).collect();
     // Starvation prevention, which changes the order by design, is out of reach.
-    let patient = || -> Box<dyn Policy> { Box::new(Ltr { threshold_steps: 1_000_000, ..Ltr::default() }) };
-    for name in ["outrank", "ltr"] {
+    let threshold_steps = 1_000_000;
+    let patient = PolicySettings {
+        ltr: Ltr { threshold_steps, ..Ltr::default() },
+        class: Class { threshold_steps, ..Class::default() },
+        po: Po { threshold_steps, ..Po::default() },
+        ..PolicySettings::default()
+    };
+    for name in ["outrank", "ltr", "class", "po", "hrrn", "tie"] {
         for (decode_s, unscored_tokens) in [(0.2, 500.0), (0.0001, 1.0)] {
             let mut wrong = config(capacity(1, 200), 100);
             (wrong.service.decode_s, wrong.unscored_tokens) = (decode_s, unscored_tokens);
-            let (outcomes, _, counters) =
-                Host::new(wrong, if name == "ltr" { patient() } else { policy(name) }, jobs(60)).run();
+            let (outcomes, _, counters) = Host::new(wrong, by_name(name, &patient).unwrap(), jobs(60)).run();
             assert!(outcomes.is_sorted_by_key(|outcome| outcome.finished_ms), "{name} from {decode_s} s");
             assert_eq!(counters.preemptions, 0, "{name} from {decode_s} s");
         }
     }
+}
+
+#[test]
+fn classes_order_by_class_and_within_a_class_by_arrival() {
+    // Starvation prevention is out of reach.
+    let of_width = |width_tokens| -> Box<dyn Policy> {
+        Box::new(Class { width_tokens, threshold_steps: 100_000, ..Class::default() })
+    };
+    let jobs = || vec![job(0, 5), job(0, 900), job(0, 820), job(0, 700), job(0, 30)];
+    assert_eq!(finishing_order_under(of_width(820.0), jobs(), 1), [0, 3, 4, 1, 2]);
+    assert_eq!(finishing_order_under(of_width(10.0), jobs(), 1), [0, 4, 3, 2, 1]);
+    assert_eq!(finishing_order_under(of_width(10.0), vec![job(0, 40), job(10, 5)], 1), [1, 0], "it preempts");
+    assert_eq!(finishing_order_under(of_width(820.0), vec![job(0, 40), job(10, 5)], 1), [0, 1]);
+}
+
+#[test]
+fn perception_lets_everyone_run_before_it_tells_the_short_from_the_long() {
+    let jobs = vec![job(0, 30), job(100, 200), job(100, 20), job(100, 10)];
+    let (_, batches, counters) = Host::new(config(capacity(1, 200), 100), policy("po"), jobs).run();
+    let runs: Vec<(u64, usize)> = batches.chunk_by(|a, b| a == b).map(|run| (run[0][0], run.len())).collect();
+    // The first, perceived by 150 ms, would go on for 15 tokens; each newcomer takes its seat to be perceived.
+    assert_eq!(runs, [(0, 15), (1, 15), (2, 15), (3, 10), (2, 5), (0, 15), (1, 185)]);
+    assert_eq!(counters.preemptions, 3);
+}
+
+#[test]
+fn feedback_lets_newcomers_pass_those_who_have_had_more_and_brings_the_starving_back() {
+    let jobs = || {
+        let short = (0..60).map(|i| job(100 + 30 * i, 3));
+        std::iter::once(job(0, 60)).chain(short).collect::<Vec<_>>()
+    };
+    let patient = Mlfq { threshold_steps: 100_000, ..Mlfq::default() };
+    let (outcomes, _, counters) = Host::new(config(capacity(1, 200), 100), Box::new(patient), jobs()).run();
+    assert!(
+        (1..=60).all(|i| outcomes[i].finished_ms < outcomes[0].finished_ms),
+        "the long one waits for all"
+    );
+    assert_eq!((counters.preemptions, counters.promotions), (1, 0));
+
+    let caring = Mlfq { threshold_steps: 20, ..Mlfq::default() };
+    let (outcomes, _, counters) = Host::new(config(capacity(1, 200), 100), Box::new(caring), jobs()).run();
+    assert!(counters.promotions > 3, "{counters:?}");
+    assert!(outcomes[60].finished_ms > 100 + 30 * 59 + 30, "the newcomers pay for it");
+}
+
+#[test]
+fn the_response_ratio_of_those_who_wait_is_taken_anew() {
+    // A seat is free at 3 s. The second has waited for 3 s and asks for 2 s, the third has just come and asks for 0.2 s.
+    let jobs = || vec![job(0, 300), job(10, 200), job(2900, 20)];
+    assert_eq!(finishing_order("hrrn", jobs(), 1), [0, 1, 2]);
+    assert_eq!(finishing_order("oracle-sjf", jobs(), 1), [0, 2, 1]);
+    // Had the third waited for long enough to overtake it in ratio, it would go first.
+    let jobs = || vec![job(0, 300), job(10, 200), job(2500, 20)];
+    assert_eq!(finishing_order("hrrn", jobs(), 1), [0, 2, 1]);
+    let stale = Box::new(Hrrn { rekey_interval_s: 1e9 });
+    assert_eq!(finishing_order_under(stale, jobs(), 1), [0, 1, 2], "keys of the arrival are all equal");
+}
+
+#[test]
+fn waiting_makes_up_for_length_under_tie() {
+    let jobs = |gap_ms| vec![job(0, 100), job(10, 60), job(gap_ms, 55)];
+    assert_eq!(finishing_order("tie", jobs(500), 1), [0, 2, 1]);
+    let impatient =
+        PolicySettings { tie: Tie { decay_interval_s: 0.5, ..Tie::default() }, ..PolicySettings::default() };
+    assert_eq!(finishing_order_under(by_name("tie", &impatient).unwrap(), jobs(500), 1), [0, 1, 2]);
+}
+
+#[test]
+fn work_done_costs_the_boost_and_with_it_the_seat() {
+    // The first has had 10 s of service when the second comes.
+    assert_eq!(finishing_order("boost", vec![job(0, 1500), job(10_000, 5)], 1), [1, 0]);
+    assert_eq!(finishing_order("boost", vec![job(0, 1500), job(50, 5)], 1), [1, 0], "little by little");
+    let long_prompt = Job { prompt_tokens: 2000, ..job(0, 5) };
+    let seated = Boost { max_preemptions_per_step: 0, ..Boost::default() };
+    let jobs = vec![job(0, 30), long_prompt, job(50, 5)];
+    assert_eq!(finishing_order_under(Box::new(seated), jobs, 1), [0, 2, 1], "short prompts go first");
 }
 
 #[test]
