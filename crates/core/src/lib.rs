@@ -20,6 +20,7 @@ mod scheduler;
 mod score;
 mod service;
 mod starvation;
+mod step;
 mod summary;
 mod time;
 
@@ -36,5 +37,6 @@ pub use scheduler::{Counters, Rejection, Scheduler, SchedulerConfig};
 pub use score::{Score, ScoreError};
 pub use service::{ServiceModel, SwitchCost};
 pub use starvation::Starvation;
+pub use step::StepSample;
 pub use summary::Summary;
 pub use time::Timestamp;
