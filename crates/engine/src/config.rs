@@ -36,7 +36,7 @@ pub struct EngineConfig {
     pub unscored_tokens: f64,
     /// Seconds for which smaller requests may pass a request that memory keeps waiting.
     pub max_bypass_s: f64,
-    /// Where to write one JSON line per step ([`crate::StepRecord`]).
+    /// File to which one JSON line per step is appended ([`crate::StepRecord`]).
     pub step_log: Option<PathBuf>,
 }
 
