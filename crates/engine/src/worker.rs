@@ -1,6 +1,8 @@
 //! The engine thread: commands in, one step after the other, outputs out.
 
 mod switching;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
