@@ -87,17 +87,17 @@ fn records(args: &BenchArgs) -> Result<Vec<TraceRecord>> {
     let mut records = Vec::new();
     for path in &args.traces {
         for (place, record) in files::placed(path, lengths)? {
+            if args.held_out && !held_out(&record) {
+                continue;
+            }
             if args.arrivals == Arrivals::Trace {
                 recorded_s(&record).with_context(|| place.to_string())?;
             }
             records.push(record);
         }
     }
-    if args.held_out {
-        records.retain(held_out);
-        if records.is_empty() {
-            bail!("none of the trace's prompts is held out; leave --held-out away");
-        }
+    if records.is_empty() {
+        bail!("none of the trace's prompts is held out; leave --held-out away");
     }
     if let Some(oracle) = args.policies.iter().find(|policy| policy.starts_with("oracle"))
         && records.iter().any(|record| record.output_tokens.is_empty())
