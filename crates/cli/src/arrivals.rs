@@ -1,11 +1,13 @@
-//! When requests arrive: all at once, at random, or as they once did in production.
+//! Which requests arrive when: all at once, at random, or as they once did in production.
+
+mod csv;
 
 use std::fmt;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
+use outrank_ranker::TraceRecord;
 
 use crate::error::usage;
 
@@ -23,15 +25,21 @@ pub(crate) enum Arrivals {
     Gamma(f64, f64),
     /// A Poisson process at this fraction of the measured capacity.
     Load(f64),
-    /// Recorded arrivals.
+    /// Recorded arrivals, whoever they were.
     Csv(PathBuf),
+    /// The requests of the trace when they arrived.
+    Trace,
 }
 
 impl FromStr for Arrivals {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let known = "burst:N, poisson:RATE (requests/s), gamma:RATE:CV, load:X (of measured capacity), csv:FILE or serial:N";
+        let known = "burst:N, poisson:RATE (requests/s), gamma:RATE:CV, load:X (of measured capacity), csv:FILE, \
+                     trace or serial:N";
+        if text == "trace" {
+            return Ok(Self::Trace);
+        }
         let (kind, value) = text.split_once(':').ok_or_else(|| format!("expected {known}"))?;
         let count = || match value.parse::<usize>() {
             Ok(n) if n > 0 => Ok(n),
@@ -72,6 +80,7 @@ impl fmt::Display for Arrivals {
             Self::Gamma(rate, cv) => write!(f, "gamma:{rate}:{cv}"),
             Self::Load(load) => write!(f, "load:{load}"),
             Self::Csv(path) => write!(f, "csv:{}", crate::files::name(path)),
+            Self::Trace => f.write_str("trace"),
         }
     }
 }
@@ -89,10 +98,24 @@ pub(crate) struct Window {
     pub(crate) seed: u64,
 }
 
+/// One request to send.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Arrival {
+    /// When, in seconds since the start.
+    pub(crate) at_s: f64,
+    /// Which record of the trace.
+    pub(crate) record: usize,
+}
+
 impl Arrivals {
-    /// Seconds from the start at which requests arrive, in order. `capacity` is what the target can serve, in requests
-    /// a second, for [`Arrivals::Load`].
-    pub(crate) fn times(&self, window: &Window, capacity: Option<f64>) -> Result<Vec<f64>> {
+    /// Which records arrive when, in order of arrival: those of [`Arrivals::Trace`] at their own times, otherwise drawn as
+    /// [`drawn`] does. `capacity` is what the target can serve, in requests a second, for [`Arrivals::Load`].
+    pub(crate) fn schedule(
+        &self,
+        records: &[TraceRecord],
+        window: &Window,
+        capacity: Option<f64>,
+    ) -> Result<Vec<Arrival>> {
         let times = match self {
             Self::Burst(n) | Self::Serial(n) => vec![0.0; window.requests.map_or(*n, |limit| limit.min(*n))],
             Self::Poisson(rate) => poisson(*rate, window),
@@ -101,7 +124,13 @@ impl Arrivals {
                 let capacity = capacity.context("load: the capacity of the target was not measured")?;
                 poisson(load * capacity, window)
             }
-            Self::Csv(path) => within(scaled(read_csv(path)?, window.rate), window),
+            Self::Csv(path) => {
+                replayed(&csv::read(path)?, window).iter().map(|arrival| arrival.at_s).collect()
+            }
+            Self::Trace => {
+                let times = records.iter().map(recorded_s).collect::<Result<Vec<_>>>()?;
+                return Ok(replayed(&times, window));
+            }
         };
         if times.is_empty() {
             bail!(
@@ -109,13 +138,13 @@ impl Arrivals {
                 window.duration_s
             );
         }
-        Ok(times)
+        Ok(drawn(&times, records.len(), window.seed))
     }
 
     /// Refuses settings that this pattern would ignore.
     pub(crate) fn check(&self, rate: Option<f64>, duration_s: Option<f64>) -> Result<()> {
-        if rate.is_some() && !matches!(self, Self::Csv(_)) {
-            return Err(usage(format!("--rate scales csv: arrivals; it means nothing for {self}")));
+        if rate.is_some() && !matches!(self, Self::Csv(_) | Self::Trace) {
+            return Err(usage(format!("--rate scales csv: and trace arrivals; it means nothing for {self}")));
         }
         if duration_s.is_some() && matches!(self, Self::Burst(_) | Self::Serial(_)) {
             return Err(usage(format!(
@@ -168,93 +197,73 @@ fn gamma_variate(shape: f64, random: &mut fastrand::Rng) -> f64 {
     }
 }
 
-fn within(times: Vec<f64>, window: &Window) -> Vec<f64> {
+/// The recorded arrival of a request, in seconds.
+pub(crate) fn recorded_s(record: &TraceRecord) -> Result<f64> {
+    record.arrival_s.context("has no `arrival_s`, which --arrivals trace replays")
+}
+
+/// Recorded times in order, from the first on, stretched to the asked rate and cut to the window.
+fn replayed(times: &[f64], window: &Window) -> Vec<Arrival> {
+    let mut order: Vec<usize> = (0..times.len()).collect();
+    order.sort_by(|&a, &b| times[a].total_cmp(&times[b]));
+    let (Some(&first), Some(&last)) = (order.first(), order.last()) else { return Vec::new() };
+    let span_s = times[last] - times[first];
+    let factor = match window.rate {
+        Some(rate) if span_s > 0.0 => (times.len() - 1) as f64 / span_s / rate,
+        _ => 1.0,
+    };
+    let arrival = |record| Arrival { at_s: (times[record] - times[first]) * factor, record };
     let limit = window.requests.unwrap_or(usize::MAX);
-    times.into_iter().take_while(|at_s| *at_s <= window.duration_s).take(limit).collect()
+    let arrivals = order.iter().map(|&record| arrival(record));
+    arrivals.take_while(|arrival| arrival.at_s <= window.duration_s).take(limit).collect()
 }
 
-/// Stretches times so that their mean rate is `rate`.
-fn scaled(mut times: Vec<f64>, rate: Option<f64>) -> Vec<f64> {
-    let span_s = times.last().copied().unwrap_or(0.0);
-    if let Some(rate) = rate.filter(|_| span_s > 0.0) {
-        let factor = (times.len() - 1) as f64 / span_s / rate;
-        times.iter_mut().for_each(|at_s| *at_s *= factor);
-    }
-    times
-}
-
-/// Recorded arrivals, plain or gzip, in seconds since the first: a column `TIMESTAMP` (Azure: date and time),
-/// `timestamp_ms` (Mooncake) or `t_s` (ServeGen).
-fn read_csv(path: &Path) -> Result<Vec<f64>> {
-    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-    let mut text = String::new();
-    if bytes.starts_with(&[0x1f, 0x8b]) {
-        flate2::read::MultiGzDecoder::new(&bytes[..]).read_to_string(&mut text)
-    } else {
-        (&bytes[..]).read_to_string(&mut text)
-    }
-    .with_context(|| path.display().to_string())?;
-    let mut lines = text.lines();
-    let header: Vec<&str> = lines.next().unwrap_or_default().split(',').map(str::trim).collect();
-    type Parser = fn(&str) -> Option<f64>;
-    let parsers: [(&str, Parser); 3] = [
-        ("TIMESTAMP", seconds_of_date),
-        ("timestamp_ms", |cell| cell.parse::<f64>().ok().map(|ms| ms / 1000.0)),
-        ("t_s", |cell| cell.parse().ok()),
-    ];
-    let found =
-        parsers.iter().find_map(|(name, parse)| Some((header.iter().position(|h| h == name)?, parse)));
-    let (column, parse) = found.with_context(|| {
-        format!("{}:1: no column TIMESTAMP, timestamp_ms or t_s among {}", path.display(), header.join(", "))
-    })?;
-    let mut times = Vec::new();
-    for (index, line) in lines.enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let cell = line.split(',').nth(column).unwrap_or_default().trim();
-        let time = parse(cell).filter(|time| time.is_finite());
-        times.push(time.with_context(|| format!("{}:{}: not a time: {cell:?}", path.display(), index + 2))?);
-    }
-    times.sort_by(f64::total_cmp);
-    let first = times.first().copied().unwrap_or(0.0);
-    times.iter_mut().for_each(|time| *time -= first);
-    Ok(times)
-}
-
-/// Seconds since 1970 of `2023-11-16 18:17:03.9799600`.
-fn seconds_of_date(cell: &str) -> Option<f64> {
-    let (date, time) = cell.split_once([' ', 'T'])?;
-    let mut date = date.splitn(3, '-').map(|part| part.parse::<i64>().ok());
-    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
-    let time = time.trim_end_matches('Z').split('+').next()?;
-    let mut time = time.splitn(3, ':').map(|part| part.parse::<f64>().ok());
-    let (hour, minute, second) = (time.next()??, time.next()??, time.next()??);
-    // Days of the proleptic Gregorian calendar, years starting in March (Howard Hinnant's `days_from_civil`).
-    let year = if month <= 2 { year - 1 } else { year };
-    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
-    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    let days =
-        era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468;
-    Some(days as f64 * 86_400.0 + hour * 3600.0 + minute * 60.0 + second)
+/// A record for each time, drawn from so many without replacement by a shuffle with `seed`; a trace that is too short
+/// starts over.
+pub(crate) fn drawn(times: &[f64], records: usize, seed: u64) -> Vec<Arrival> {
+    let mut order: Vec<usize> = (0..records).collect();
+    fastrand::Rng::with_seed(seed).shuffle(&mut order);
+    let chosen = order.into_iter().cycle();
+    times.iter().zip(chosen).map(|(&at_s, record)| Arrival { at_s, record }).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use outrank_ranker::trace::Prompt;
 
     const WINDOW: Window = Window { duration_s: 60.0, requests: None, rate: None, seed: 7 };
 
-    fn csv(text: &str, window: &Window) -> Result<Vec<f64>> {
-        let dir = tempfile::tempdir()?;
-        let path = dir.path().join("arrivals.csv");
-        std::fs::write(&path, text)?;
-        Arrivals::Csv(path).times(window, None)
+    fn records(arrivals_s: &[Option<f64>]) -> Vec<TraceRecord> {
+        let record = |(index, &arrival_s): (usize, &Option<f64>)| {
+            let prompt = Prompt::Text(index.to_string());
+            TraceRecord { arrival_s, ..TraceRecord::new(prompt) }
+        };
+        arrivals_s.iter().enumerate().map(record).collect()
+    }
+
+    /// Times alone, of a trace that is long enough.
+    fn times(arrivals: &Arrivals, window: &Window, capacity: Option<f64>) -> Vec<f64> {
+        let schedule = arrivals.schedule(&records(&[None; 20_000]), window, capacity).unwrap();
+        schedule.iter().map(|arrival| arrival.at_s).collect()
     }
 
     #[test]
     fn patterns_are_read_as_they_are_written() {
-        for text in ["burst:100", "serial:30", "poisson:2.5", "load:0.8"] {
+        for text in ["burst:100", "serial:30", "poisson:2.5", "load:0.8", "trace"] {
             assert_eq!(text.parse::<Arrivals>().unwrap().to_string(), text);
         }
-        for text in ["burst", "burst:0", "burst:-1", "poisson:nan", "poisson:0", "load:x", "csv:", "ramp:1"] {
+        for text in [
+            "burst",
+            "burst:0",
+            "burst:-1",
+            "poisson:nan",
+            "poisson:0",
+            "load:x",
+            "csv:",
+            "ramp:1",
+            "trace:1",
+        ] {
             assert!(text.parse::<Arrivals>().is_err(), "{text}");
         }
     }
@@ -262,22 +271,22 @@ mod tests {
     #[test]
     fn a_poisson_process_has_its_rate_its_gaps_and_its_seed() {
         let window = Window { duration_s: 2000.0, ..WINDOW };
-        let times = Arrivals::Poisson(5.0).times(&window, None).unwrap();
-        assert!((times.len() as f64 / 10_000.0 - 1.0).abs() < 0.03, "{}", times.len());
+        let found = times(&Arrivals::Poisson(5.0), &window, None);
+        assert!((found.len() as f64 / 10_000.0 - 1.0).abs() < 0.03, "{}", found.len());
         // Gaps are exponential: their standard deviation is their mean.
-        let gaps: Vec<f64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        let gaps: Vec<f64> = found.windows(2).map(|pair| pair[1] - pair[0]).collect();
         let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
         let deviation = (gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64).sqrt();
         assert!((deviation / mean - 1.0).abs() < 0.05, "{deviation} against {mean}");
-        assert_eq!(times, Arrivals::Load(0.5).times(&window, Some(10.0)).unwrap());
-        assert_ne!(times, Arrivals::Poisson(5.0).times(&Window { seed: 8, ..window }, None).unwrap());
+        assert_eq!(found, times(&Arrivals::Load(0.5), &window, Some(10.0)));
+        assert_ne!(found, times(&Arrivals::Poisson(5.0), &Window { seed: 8, ..window }, None));
     }
 
     #[test]
     fn gamma_gaps_have_their_mean_and_their_coefficient_of_variation() {
         for cv in [0.5, 1.0, 3.0] {
             let window = Window { duration_s: 20_000.0, ..WINDOW };
-            let times = Arrivals::Gamma(5.0, cv).times(&window, None).unwrap();
+            let times = times(&Arrivals::Gamma(5.0, cv), &window, None);
             let gaps: Vec<f64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
             let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
             let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
@@ -289,32 +298,45 @@ mod tests {
     }
 
     #[test]
-    fn each_recorded_format_gives_seconds_since_the_first_arrival() {
-        let azure = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-30 23:59:59.5000000,4808,10\n\
-                     2023-12-01 00:00:01.0000000,3180,8\n";
-        assert_eq!(csv(azure, &WINDOW).unwrap(), [0.0, 1.5]);
-        assert_eq!(csv("timestamp_ms,input_tokens\n3000,1\n5000,1\n", &WINDOW).unwrap(), [0.0, 2.0]);
-        assert_eq!(csv("t_s,input_tokens\n1,1\n4,1\n2,1\n", &WINDOW).unwrap(), [0.0, 1.0, 3.0]);
-    }
-
-    #[test]
     fn recorded_arrivals_are_scaled_to_the_asked_rate_and_cut_to_the_window() {
-        let text = "t_s\n0\n10\n20\n30\n";
-        let scaled = csv(text, &Window { rate: Some(1.0), ..WINDOW }).unwrap();
-        assert_eq!(scaled, [0.0, 1.0, 2.0, 3.0]);
-        assert_eq!(csv(text, &Window { duration_s: 15.0, ..WINDOW }).unwrap(), [0.0, 10.0]);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("arrivals.csv");
+        std::fs::write(&path, "t_s\n20\n10\n30\n40\n").unwrap();
+        let csv = Arrivals::Csv(path);
+        assert_eq!(times(&csv, &WINDOW, None), [0.0, 10.0, 20.0, 30.0], "since the first");
+        assert_eq!(times(&csv, &Window { rate: Some(1.0), ..WINDOW }, None), [0.0, 1.0, 2.0, 3.0]);
+        assert_eq!(times(&csv, &Window { duration_s: 15.0, ..WINDOW }, None), [0.0, 10.0]);
     }
 
     #[test]
-    fn a_bad_line_is_named() {
-        let error = csv("t_s\n1\nnoon\n", &WINDOW).unwrap_err();
-        assert!(format!("{error:#}").contains("arrivals.csv:3: not a time: \"noon\""), "{error:#}");
-        assert!(format!("{:#}", csv("time\n1\n", &WINDOW).unwrap_err()).contains("no column TIMESTAMP"));
+    fn a_trace_is_replayed_in_its_own_order_at_its_own_times() {
+        let records = records(&[Some(107.0), Some(100.0), Some(103.0), Some(110.0)]);
+        let replay = |window: &Window| {
+            let schedule = Arrivals::Trace.schedule(&records, window, None).unwrap();
+            schedule.iter().map(|arrival| (arrival.record, arrival.at_s)).collect::<Vec<_>>()
+        };
+        assert_eq!(replay(&WINDOW), [(1, 0.0), (2, 3.0), (0, 7.0), (3, 10.0)]);
+        assert_eq!(replay(&Window { seed: 8, ..WINDOW }), replay(&WINDOW), "nothing is drawn");
+        let twice = replay(&Window { rate: Some(0.6), ..WINDOW });
+        assert_eq!(twice, [(1, 0.0), (2, 1.5), (0, 3.5), (3, 5.0)]);
+        assert_eq!(replay(&Window { duration_s: 5.0, ..WINDOW }), [(1, 0.0), (2, 3.0)]);
+        assert_eq!(replay(&Window { requests: Some(1), ..WINDOW }), [(1, 0.0)]);
     }
 
     #[test]
-    fn a_leap_day_counts() {
-        let text = "TIMESTAMP\n2024-02-28 00:00:00\n2024-03-01 00:00:00\n";
-        assert_eq!(csv(text, &Window { duration_s: 1e9, ..WINDOW }).unwrap(), [0.0, 2.0 * 86_400.0]);
+    fn a_trace_without_arrivals_cannot_be_replayed() {
+        let error = Arrivals::Trace.schedule(&records(&[Some(0.0), None]), &WINDOW, None).unwrap_err();
+        assert!(error.to_string().contains("has no `arrival_s`"), "{error}");
+    }
+
+    #[test]
+    fn no_record_repeats_before_all_were_drawn_and_the_seed_decides_the_order() {
+        let order = |seed| drawn(&[0.0; 60], 50, seed).iter().map(|it| it.record).collect::<Vec<_>>();
+        let first = order(1);
+        let mut once = first[..50].to_vec();
+        once.sort_unstable();
+        assert_eq!(once, (0..50).collect::<Vec<_>>());
+        assert_eq!(first, order(1));
+        assert_ne!(first, order(2));
     }
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::usage;
-use crate::http::Api;
+use crate::http::{Api, path_segment};
 use crate::output::{Output, Table, number};
 use crate::settings::{FileSettings, RankerSettings};
 
@@ -58,7 +58,7 @@ pub(crate) fn run(args: &ExplainArgs, file: FileSettings, output: &Output) -> Re
         (None, Some(id)) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let api = Api::new(&args.url, args.url_key.clone())?;
-            let answer = runtime.block_on(api.get(&format!("/v1/outrank/requests/{id}")))?;
+            let answer = runtime.block_on(api.get(&format!("/v1/outrank/requests/{}", path_segment(id))))?;
             output.result(&answer, &request_text(&answer))
         }
         (None, None) => Err(usage("name a request, or give a --prompt")),

@@ -1,10 +1,13 @@
-//! Reading the files that several commands take.
+//! The files that several commands read and write.
 
+use std::fmt;
 use std::path::Path;
 
-use anyhow::Result;
-use outrank_ranker::trace::{Lengths, read_trace};
-use outrank_ranker::{Ranker, TraceRecord};
+use anyhow::{Context, Result};
+use outrank_ranker::trace::{Lengths, TraceReader, check_writable, read_trace};
+use outrank_ranker::{Ranker, TraceError, TraceRecord};
+
+use crate::error::usage;
 
 /// Name of a trace in reports: the file's own, without its folders.
 pub(crate) fn name(path: &Path) -> String {
@@ -14,6 +17,40 @@ pub(crate) fn name(path: &Path) -> String {
 /// A trace of which every record has a length.
 pub(crate) fn trace(path: &Path) -> Result<Vec<TraceRecord>> {
     Ok(read_trace(path, Lengths::Required)?)
+}
+
+/// Where a record of a trace stands, for errors that name it: `file:line`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place<'a> {
+    path: &'a Path,
+    line: u64,
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.path.display(), self.line)
+    }
+}
+
+/// The records of a trace, at least one, each with its place.
+pub(crate) fn placed<'a>(path: &'a Path, lengths: Lengths<'_>) -> Result<Vec<(Place<'a>, TraceRecord)>> {
+    let mut reader = TraceReader::open(path, lengths)?;
+    let mut records = Vec::new();
+    while let Some(record) = reader.next() {
+        records.push((Place { path, line: reader.line() }, record?));
+    }
+    if records.is_empty() {
+        return Err(TraceError::Empty { path: path.to_owned() }.into());
+    }
+    Ok(records)
+}
+
+/// Refuses an output that cannot be written, before the work that leads to it. What is there is not touched.
+pub(crate) fn check_out(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Err(usage(format!("{} is a folder; name a file", path.display())));
+    }
+    check_writable(path).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The ranker in a file, or the one inside the program.

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use outrank_core::{Policy, policies};
-use outrank_engine::{Engine, EngineConfig, EngineHandle, Model, ensure_q8_0};
+use outrank_engine::{Engine, EngineConfig, EngineError, EngineHandle, Model, ensure_q8_0};
 use outrank_ranker::Ranker;
 use outrank_server::{Drained, EmbeddedEngine, Server, ServerConfig, ServerError, ranker_scores};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use crate::error::usage;
 use crate::output::note;
 use crate::settings::{EngineSettings, PolicyFlags, set};
 
@@ -95,14 +96,16 @@ pub(crate) struct HostConfig {
 }
 
 impl HostConfig {
-    /// A host on a free local port, whose requests may be as long as the context.
+    /// A host on a free local port, whose requests may be as long as the context. Settings under which nothing could run
+    /// are wrong usage.
     pub(crate) fn new(
         policy: &str,
         engine: &EngineSettings,
         flags: &PolicyFlags,
         ranker: Option<Ranker>,
     ) -> Result<Self> {
-        let policy = policies::by_name(policy, &flags.settings()?).context("no such policy")?;
+        let policy = policies::by_name(policy, &flags.settings()?)
+            .ok_or_else(|| usage(format!("no policy is called {policy:?}")))?;
         let mut config = EngineConfig::default();
         set(&mut config.seats, engine.seats);
         set(&mut config.context_tokens, engine.context);
@@ -114,6 +117,7 @@ impl HostConfig {
         config.step_tokens =
             engine.step_tokens.unwrap_or(config.step_tokens.max(config.seats.saturating_mul(2)));
         config.step_log.clone_from(&engine.step_log);
+        config.scheduler().capacity.check().map_err(|error| usage(error.to_string()))?;
         let server = ServerConfig {
             port: 0,
             default_max_tokens: config.context_tokens,
@@ -147,7 +151,11 @@ impl Host {
             server.model_name = model.name();
         }
         let context_tokens = engine.context_tokens;
-        let engine = Engine::start(Arc::clone(&model.model), &engine, policy)?;
+        let engine =
+            Engine::start(Arc::clone(&model.model), &engine, policy).map_err(|error| match error {
+                EngineError::Capacity(_) | EngineError::Config(_) => usage(error.to_string()),
+                _ => error.into(),
+            })?;
         let backend = Arc::new(EmbeddedEngine::new(engine.clone(), context_tokens));
         let server = Server::bind(server, backend, ranker.map(ranker_scores)).await?;
         let url = format!("http://{}", server.local_addr());

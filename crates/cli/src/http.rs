@@ -105,6 +105,19 @@ impl Api {
     }
 }
 
+/// A text as one segment of a URL's path: percent-encoded but for letters, digits and `-_.~` (RFC 3986).
+pub(crate) fn path_segment(text: &str) -> String {
+    let mut segment = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            segment.push(char::from(byte));
+        } else {
+            segment.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    segment
+}
+
 /// Status and message of an answer that is not a success.
 pub(crate) async fn refusal(response: Response) -> String {
     let status = response.status();
@@ -142,6 +155,12 @@ fn install_tls() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_segment_holds_no_character_with_a_meaning() {
+        assert_eq!(path_segment("req-4_2.a~"), "req-4_2.a~");
+        assert_eq!(path_segment("a/b?c#d%e f:é"), "a%2Fb%3Fc%23d%25e%20f%3A%C3%A9");
+    }
 
     #[test]
     fn a_url_is_accepted_with_and_without_v1_and_refused_without_a_scheme() {

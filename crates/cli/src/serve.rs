@@ -7,6 +7,7 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use crate::error::usage;
 use crate::host::{Host, HostConfig, ModelFile};
 use crate::output::{Output, note};
 use crate::settings::{EngineSettings, FileSettings, PolicyFlags, RankerSettings, ServeSettings, set};
@@ -71,6 +72,8 @@ pub(crate) fn run(args: ServeArgs, file: FileSettings, output: &Output) -> Resul
     set(&mut config.server.default_max_tokens, serve.default_max_tokens);
     set(&mut config.server.drain_timeout_s, serve.drain_s);
     config.server.api_keys.extend(serve.api_key.clone());
+    set(&mut config.server.model_name, serve.model_name.clone());
+    config.server.check().map_err(|error| usage(error.to_string()))?;
     let model = ModelFile::open(&engine)?;
     let name = serve.model_name.unwrap_or_else(|| model.name());
     config.server.model_name.clone_from(&name);

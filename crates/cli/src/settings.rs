@@ -88,7 +88,7 @@ settings! {
         /// KV memory in blocks of 16 tokens [default: what all seats at full context need]
         #[arg(long, env = "OUTRANK_KV_BLOCKS", value_name = "BLOCKS", help_heading = "Engine")]
         kv_blocks: u32,
-        /// Write one JSON line per engine step to this file
+        /// Append one JSON line per engine step to this file: what it held, and how long it took
         #[arg(long, env = "OUTRANK_STEP_LOG", value_name = "FILE", help_heading = "Engine")]
         step_log: PathBuf,
     }

@@ -95,12 +95,7 @@ impl TrainArgs {
         {
             return Err(crate::error::usage(format!("--trace-weight {weight}: must be a positive number")));
         }
-        if self.out.is_dir() {
-            return Err(crate::error::usage(format!(
-                "--out {} is a folder; name a file",
-                self.out.display()
-            )));
-        }
+        files::check_out(&self.out)?;
         let mut files = Vec::new();
         for (index, path) in self.traces.iter().enumerate() {
             let mut file = TraceFile::new(files::name(path), files::trace(path)?);

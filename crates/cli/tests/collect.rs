@@ -90,7 +90,7 @@ fn a_refused_prompt_fails_the_collection_unless_it_may_be_left_out() {
     let prompts = file(dir.path(), "p.jsonl", PROMPTS);
     let args = ["trace", "collect", &prompts, "--url", &server.url, "--out", "t.jsonl"];
     let (code, text) = fails(dir.path(), &args);
-    assert!(code == 1 && text.contains("request 3: HTTP 400") && text.contains("--skip-failed"), "{text}");
+    assert!(code == 1 && text.contains("p.jsonl:3: HTTP 400") && text.contains("--skip-failed"), "{text}");
     let report = json(dir.path(), &[&args[..], &["--skip-failed"]].concat());
     assert_eq!(
         (&report["requests"], &report["resumed"], &report["skipped"]),

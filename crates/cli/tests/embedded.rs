@@ -77,6 +77,8 @@ fn policies_are_compared_on_the_same_requests_and_nobody_is_lost() {
         "--warm-up",
         "2",
         "--no-ranker",
+        "--step-log",
+        "steps.jsonl",
     ];
     let result = json(dir.path(), &[&args[..], &["--model", model.to_str().unwrap()], &SMALL].concat());
     let runs = result["runs"].as_array().unwrap();
@@ -88,6 +90,14 @@ fn policies_are_compared_on_the_same_requests_and_nobody_is_lost() {
         assert_eq!((&run["failed"], &run["as_recorded"]), (&0.into(), &1.0.into()), "{run}");
         assert_eq!(run["output_tokens"], runs[0]["output_tokens"]);
     }
+    let steps = std::fs::read_to_string(dir.path().join("steps.jsonl")).unwrap();
+    let mut logged: Vec<String> = steps
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .map(|step| step["policy"].as_str().unwrap().to_owned())
+        .collect();
+    logged.dedup();
+    assert_eq!(logged.join(","), policies, "the steps of all engines, one after the other");
 }
 
 #[test]

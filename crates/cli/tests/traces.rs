@@ -114,12 +114,97 @@ fn the_papers_format_becomes_a_trace_without_the_answers() {
             && record["generated"].is_null()
             && record["prompt_tokens"] == 2
     );
-    let none = file(dir.path(), "n.jsonl", "{\"prompt\": \"a b\"}\n");
+    let none = "{\"prompt\": \"a\", \"output_tokens\": 3}\n\n{\"prompt\": \"a b\"}\n";
+    let none = file(dir.path(), "n.jsonl", none);
     let (code, text) = fails(dir.path(), &["trace", "convert", &none, "--out", "x.jsonl", "--approximate"]);
     assert!(
-        code == 1 && text.contains("n.jsonl: request 1") && !dir.path().join("x.jsonl").exists(),
+        code == 1 && text.contains("n.jsonl:3: has neither") && !dir.path().join("x.jsonl").exists(),
         "{text}"
     );
+}
+
+#[test]
+fn counts_that_are_there_are_kept_unless_they_are_to_be_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "{\"prompt\": \"a b\", \"prompt_tokens\": 70}\n{\"prompt\": \"a b c\"}\n";
+    let input = file(dir.path(), "t.jsonl", text);
+    let prompt_tokens = |extra: &[&str], counted: u64| {
+        let args = ["trace", "count", &input, "--out", "c.jsonl", "--approximate"];
+        let report = json(dir.path(), &[&args[..], extra].concat());
+        assert_eq!(report["counted_prompts"], counted, "{report}");
+        let lines = lines(&dir.path().join("c.jsonl"));
+        let records = lines.iter().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        records.map(|record| record["prompt_tokens"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(prompt_tokens(&[], 1), [70, 3]);
+    assert_eq!(prompt_tokens(&["--overwrite"], 2), [2, 3]);
+}
+
+#[test]
+fn a_trace_without_requests_is_an_error_to_count_and_to_convert() {
+    let dir = tempfile::tempdir().unwrap();
+    let empty = file(dir.path(), "e.jsonl", "\n\n");
+    for command in ["count", "convert"] {
+        let args = ["trace", command, &empty, "--out", "x.jsonl", "--approximate"];
+        let (code, text) = fails(dir.path(), &args);
+        assert!(code == 1 && text.contains("e.jsonl: the trace has no request"), "{command}: {text}");
+        assert!(!dir.path().join("x.jsonl").exists(), "{command}");
+    }
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_refused_before_any_work() {
+    let dir = tempfile::tempdir().unwrap();
+    // Not even the input is read: it is rubbish, and no word is said about it.
+    let input = file(dir.path(), "t.jsonl", "rubbish");
+    for args in [
+        &["train", "--trace", &input, "--out", "no/r.outrank"][..],
+        &["bench", "--policies", "fcfs", "--trace", &input, "--arrivals", "burst:1", "--out", "no/r.json"],
+        &["trace", "count", &input, "--out", "no/t.jsonl"],
+        &["trace", "convert", &input, "--out", "no/t.jsonl"],
+        &["trace", "collect", &input, "--out", "no/t.jsonl"],
+        &["trace", "split", &input, "--train", "a.jsonl", "--held-out", "no/t.jsonl"],
+    ] {
+        let (code, text) = fails(dir.path(), args);
+        assert!(code == 1 && text.contains("there is no folder no"), "{args:?}: {code} {text}");
+    }
+    let (code, text) = fails(dir.path(), &["train", "--trace", &input, "--out", "."]);
+    assert!(code == 2 && text.contains("is a folder"), "{code} {text}");
+    let left: Vec<_> =
+        std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["t.jsonl"], "asking leaves nothing behind");
+}
+
+#[test]
+fn settings_under_which_nothing_could_run_are_wrong_usage() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = file(dir.path(), "t.jsonl", &trace(3));
+    let bench = ["bench", "--policies", "fcfs", "--trace", &trace, "--arrivals", "burst:1"];
+    let collect = ["trace", "collect", &trace, "--out", "c.jsonl", "--replace"];
+    let serve = ["serve", "--no-ranker"];
+    let cases: [(&[&str], &[&str], &str); 8] = [
+        (&serve, &["--seats", "0"], "seats"),
+        (&bench, &["--seats", "0"], "seats"),
+        (&collect, &["--seats", "0"], "seats"),
+        (&serve, &["--context", "1"], "context_tokens"),
+        (&serve, &["--kv-blocks", "3"], "kv_blocks = 3"),
+        (&bench, &["--step-tokens", "4"], "step_tokens = 4"),
+        (&serve, &["--default-max-tokens", "0"], "default_max_tokens"),
+        (&serve, &["--model-name", ""], "model_name is empty"),
+    ];
+    for (command, extra, expected) in cases {
+        let (code, text) = fails(dir.path(), &[command, extra].concat());
+        assert!(code == 2 && text.contains(expected), "{command:?} {extra:?}: {code} {text}");
+    }
+    for (settings, expected) in [
+        ("[serve]\npolicy = \"sjf\"\n", "no policy is called \"sjf\""),
+        ("[serve]\nmodel_name = \"\"\n", "model_name is empty"),
+        ("[engine]\nseats = 0\n", "seats"),
+    ] {
+        file(dir.path(), "outrank.toml", settings);
+        let (code, text) = fails(dir.path(), &serve);
+        assert!(code == 2 && text.contains(expected), "{settings}: {code} {text}");
+    }
 }
 
 #[test]
@@ -160,6 +245,14 @@ fn a_missing_model_says_how_to_get_one() {
     assert!(code == 1 && text.contains("absent.gguf"), "{text}");
     let rubbish = file(dir.path(), "rubbish.gguf", "GGUF or is it");
     assert!(fails(dir.path(), &["serve", "--model", &rubbish]).1.contains("rubbish.gguf"));
+}
+
+#[test]
+fn explain_finds_a_request_whatever_is_in_its_id() {
+    let (dir, server) =
+        (tempfile::tempdir().unwrap(), common::FakeServer::start(common::FakeState::default()));
+    let id = "team/a b?c#d%e";
+    assert_eq!(json(dir.path(), &["explain", "--url", &server.url, id])["request_id"], id);
 }
 
 #[test]

@@ -16,7 +16,9 @@ pub enum Event {
     Finished(RequestId),
     /// The client left, or the host gave the request up; its place, seat and KV are free at once.
     Cancelled(RequestId),
-    /// A paused request could not be kept ([`crate::SwitchMethod::Swap`]) and must be recomputed when it resumes.
+    /// The KV of a paused request ([`crate::SwitchMethod::Swap`]) could not be kept, or not be restored when the last plan
+    /// seated it. Its context is computed anew; the host skips the slice of it in that plan, and reports this before
+    /// [`Event::StepTook`].
     SwapLost(RequestId),
     /// The last plan took this long to execute; keeps the cost model true.
     StepTook(Duration),

@@ -22,6 +22,7 @@ mod scheduler;
 mod score;
 mod service;
 mod starvation;
+mod step;
 mod summary;
 mod time;
 
@@ -39,5 +40,6 @@ pub use scheduler::{Counters, Rejection, Scheduler, SchedulerConfig};
 pub use score::{Score, ScoreError};
 pub use service::{ServiceModel, SwitchCost};
 pub use starvation::Starvation;
+pub use step::StepSample;
 pub use summary::Summary;
 pub use time::Timestamp;

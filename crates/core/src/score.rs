@@ -77,7 +77,7 @@ impl Score {
 
     /// Expected length in tokens: `median · exp(spread²/2)`, the mean of a log-normal.
     pub fn mean_tokens(self) -> f64 {
-        f64::from(self.median_tokens) * (0.5 * f64::from(self.spread).powi(2)).exp()
+        self.mean_with(f64::from(self.spread))
     }
 
     /// Expected length in tokens of an output that is cut at `limit` tokens: `E[min(X, limit)]`. Unlike the lesser of the
@@ -86,10 +86,8 @@ impl Score {
     /// For a log-normal, `mean · Φ(z - spread) + limit · Φ(-z)` with `z = (ln limit - ln median) / spread`.
     pub fn mean_tokens_within(self, limit: u32) -> f64 {
         let limit = f64::from(limit.max(1));
-        let spread = f64::from(self.spread).max(MIN_SPREAD);
-        let z = (limit.ln() - f64::from(self.median_tokens).ln()) / spread;
-        let mean = f64::from(self.median_tokens) * (0.5 * spread * spread).exp();
-        (mean * normal_cdf(z - spread) + limit * normal_cdf(-z)).min(limit)
+        let (spread, z) = self.standardised(limit);
+        (self.mean_with(spread) * normal_cdf(z - spread) + limit * normal_cdf(-z)).min(limit)
     }
 
     /// What the answer is worth per token of service, as a length: see [`crate::gittins::rank_tokens`].
@@ -138,14 +136,23 @@ impl Score {
             return self.mean_tokens().max(1.0);
         }
         let done = f64::from(generated);
-        let spread = f64::from(self.spread).max(MIN_SPREAD);
-        let z = (done.ln() - f64::from(self.median_tokens).ln()) / spread;
+        let (spread, z) = self.standardised(done);
         if z > FAR_TAIL {
             // The asymptote of the mean excess of a log-normal.
             return (done * spread / z).max(1.0);
         }
-        let mean = f64::from(self.median_tokens) * (0.5 * spread * spread).exp();
-        (mean * normal_cdf(spread - z) / normal_cdf(-z) - done).max(1.0)
+        (self.mean_with(spread) * normal_cdf(spread - z) / normal_cdf(-z) - done).max(1.0)
+    }
+
+    /// The spread, kept off zero, and by how many spreads a length of `tokens` lies above the median.
+    fn standardised(self, tokens: f64) -> (f64, f64) {
+        let spread = f64::from(self.spread).max(MIN_SPREAD);
+        (spread, (tokens.ln() - f64::from(self.median_tokens).ln()) / spread)
+    }
+
+    /// Mean of a log-normal with this median and the given spread, in tokens.
+    fn mean_with(self, spread: f64) -> f64 {
+        f64::from(self.median_tokens) * (0.5 * spread * spread).exp()
     }
 }
 

@@ -1,10 +1,8 @@
 //! What work costs on this host, in seconds, as measured.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 
-use crate::SwitchMethod;
+use crate::{StepSample, SwitchMethod};
 
 /// Weight of the newest step in the running means: an average over about the last 50 steps.
 const NEWEST_WEIGHT: f64 = 0.02;
@@ -31,9 +29,9 @@ impl ServiceModel {
         f64::from(prefill_tokens) * self.prefill_s + output_tokens * self.decode_s
     }
 
-    /// Learns from a step of `decodes` sequences and `prefill_tokens` tokens that took `took`.
-    pub(crate) fn learn(&mut self, decodes: u32, prefill_tokens: u32, took: Duration) {
-        let took_s = took.as_secs_f64();
+    /// Learns from an executed step.
+    pub(crate) fn learn(&mut self, step: &StepSample) {
+        let StepSample { prefill_tokens, decodes, took_s, .. } = *step;
         if prefill_tokens == 0 {
             self.decode_s += NEWEST_WEIGHT * (took_s - self.decode_s);
             return;
@@ -82,8 +80,9 @@ mod tests {
     fn the_model_converges_to_the_measured_step_costs() {
         let mut model = ServiceModel { decode_s: 1.0, prefill_s: 1.0 };
         for _ in 0..1000 {
-            model.learn(8, 0, Duration::from_millis(20));
-            model.learn(8, 32, Duration::from_millis(52));
+            model.learn(&StepSample { decodes: 8, took_s: 0.020, ..StepSample::default() });
+            let mixed = StepSample { decodes: 8, prefill_tokens: 32, took_s: 0.052, ..StepSample::default() };
+            model.learn(&mixed);
         }
         assert!((model.decode_s - 0.020).abs() < 1e-4, "{model:?}");
         assert!((model.prefill_s - 0.001).abs() < 1e-5, "{model:?}");

@@ -89,11 +89,11 @@ fn full_steps(log: &str, seats: u32, tokens: u32) -> Result<Vec<f64>, Error> {
     for line in log.lines() {
         records.push(serde_json::from_str::<StepRecord>(line)?);
     }
-    let full = |record: &StepRecord| record.decode_seqs == seats && record.prefill_tokens == 0;
+    let full = |record: &StepRecord| record.sample.decodes == seats && record.sample.prefill_tokens == 0;
     let stretches = records.split(|record| !full(record)).filter(|stretch| stretch.len() as u32 > tokens / 2);
     let step_s = |stretch: &[StepRecord]| {
-        let (first, last) = (stretch[0].ended_us, stretch[stretch.len() - 1].ended_us);
-        (last - first) as f64 / 1e6 / (stretch.len() - 1) as f64
+        let (first, last) = (&stretch[0], &stretch[stretch.len() - 1]);
+        (last.ended_s - first.ended_s) / (stretch.len() - 1) as f64
     };
     Ok(stretches.map(step_s).collect())
 }

@@ -38,7 +38,7 @@ pub struct EngineConfig {
     pub max_bypass_s: f64,
     /// When to stop following the ranker.
     pub monitor: MonitorSettings,
-    /// Where to write one JSON line per step ([`crate::StepRecord`]).
+    /// File to which one JSON line per step is appended ([`crate::StepRecord`]).
     pub step_log: Option<PathBuf>,
 }
 

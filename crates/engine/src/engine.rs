@@ -1,6 +1,7 @@
 //! Starting the engine thread.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
@@ -29,10 +30,7 @@ impl Engine {
     ) -> Result<EngineHandle, EngineError> {
         check(&model, config)?;
         let scheduler = Scheduler::new(config.scheduler(), policy)?;
-        let log = config.step_log.as_deref().map(StepLog::create).transpose().map_err(|source| {
-            let path = config.step_log.as_deref().unwrap_or("".as_ref()).display();
-            EngineError::Io { what: format!("cannot create step log {path}"), source }
-        })?;
+        let log = config.step_log.as_deref().map(open_step_log).transpose()?;
         let (commands, inbox) = channel();
         let shared = Arc::new(Shared::new());
         let epoch = Instant::now();
@@ -50,7 +48,7 @@ impl Engine {
             .map_err(|source| EngineError::Io { what: "cannot start the engine thread".into(), source })?;
         let thread = Arc::new(EngineThread::new(commands.clone(), thread));
         let started = wait.recv().unwrap_or_else(|_| {
-            Err(EngineError::Config("the engine thread panicked while it started".into()))
+            Err(EngineError::Start("the engine thread panicked while it started".into()))
         });
         started.map(|()| EngineHandle { commands, thread, shared, model, epoch })
     }
@@ -68,6 +66,13 @@ fn check(model: &Model, config: &EngineConfig) -> Result<(), EngineError> {
         return Err(EngineError::Config(message.into()));
     }
     Ok(())
+}
+
+fn open_step_log(path: &Path) -> Result<StepLog, EngineError> {
+    StepLog::open(path).map_err(|source| {
+        let what = format!("cannot open step log {}", path.display());
+        EngineError::Io { what, source }
+    })
 }
 
 /// All that the engine thread needs to start.

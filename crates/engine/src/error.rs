@@ -107,6 +107,9 @@ pub enum EngineError {
     /// A setting makes no sense for this model.
     #[error("{0}")]
     Config(String),
+    /// llama.cpp or the engine thread did not come up.
+    #[error("{0}")]
+    Start(String),
     /// llama.cpp could not make a context, usually for want of memory.
     #[error("llama.cpp cannot allocate a context of {seats} x {context_tokens} tokens: {reason}")]
     Context {
@@ -117,7 +120,7 @@ pub enum EngineError {
         /// The error lines that llama.cpp logged.
         reason: String,
     },
-    /// The engine thread could not be started, or the step log not be created.
+    /// The engine thread could not be started, or the step log not be opened.
     #[error("{what}: {source}")]
     Io {
         /// What was tried.

@@ -93,11 +93,12 @@ impl<'m> Executor<'m> {
     /// Allocates a context for `model`.
     ///
     /// # Errors
-    /// [`EngineError::Context`] for want of memory, [`EngineError::Config`] for sizes beyond what llama.cpp counts.
+    /// [`EngineError::Context`] for want of memory, [`EngineError::Config`] for sizes beyond what llama.cpp counts,
+    /// [`EngineError::Start`] where llama.cpp itself does not start.
     pub fn new(model: &'m Model, config: ExecutorConfig) -> Result<Self, EngineError> {
         let ExecutorConfig { seats, context_tokens, step_tokens, threads } = config;
         let too_large = || EngineError::Config(format!("{config:?} is too large for llama.cpp"));
-        let backend = backend().map_err(|error| EngineError::Config(error.to_string()))?;
+        let backend = backend().map_err(|error| EngineError::Start(error.to_string()))?;
         let padded = context_tokens.checked_next_multiple_of(CONTEXT_PADDING_TOKENS).ok_or_else(too_large)?;
         let cells =
             padded.checked_mul(seats).filter(|&cells| i32::try_from(cells).is_ok()).ok_or_else(too_large)?;

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use outrank_core::Slice;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::executor::SavedSequence;
@@ -56,11 +55,6 @@ impl Job {
     pub(crate) fn sit(&mut self, seat: u32, now: Instant) {
         self.seat = Some(seat);
         self.seated_at.get_or_insert(now);
-    }
-
-    /// Whether `slice` is the step of one output token to the next, and not part of a prefill.
-    pub(crate) fn decodes(&self, slice: &Slice) -> bool {
-        slice.samples && slice.tokens == 1 && self.output_tokens() > 0
     }
 
     /// Draws the next token from `logits` and sends what it prints. Returns the reason if it was the last.

@@ -1,7 +1,6 @@
 //! Counts of the engine for metrics.
 
-use std::time::Duration;
-
+use outrank_core::StepSample;
 use serde::{Deserialize, Serialize};
 
 /// Upper bounds of the buckets of [`EngineStats::step_buckets`], in seconds; the last bucket has none.
@@ -12,7 +11,7 @@ pub const STEP_BOUNDS_S: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0
 pub struct EngineStats {
     /// Forward passes.
     pub steps: u64,
-    /// Context tokens processed without sampling from them: prompts, and contexts computed again.
+    /// Context tokens processed by prefills ([`StepSample::prefill_tokens`]): prompts, and contexts computed again.
     pub prefill_tokens: u64,
     /// Tokens sampled.
     pub output_tokens: u64,
@@ -31,10 +30,10 @@ pub struct EngineStats {
 }
 
 impl EngineStats {
-    pub(crate) fn record_step(&mut self, took: Duration) {
-        let took_s = took.as_secs_f64();
+    pub(crate) fn record_step(&mut self, step: &StepSample) {
         self.steps += 1;
-        self.step_sum_s += took_s;
-        self.step_buckets[STEP_BOUNDS_S.partition_point(|&bound| bound < took_s)] += 1;
+        self.prefill_tokens += u64::from(step.prefill_tokens);
+        self.step_sum_s += step.took_s;
+        self.step_buckets[STEP_BOUNDS_S.partition_point(|&bound| bound < step.took_s)] += 1;
     }
 }

@@ -1,13 +1,15 @@
 //! The engine thread: commands in, one step after the other, outputs out.
 
 mod switching;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use outrank_core::{Event, Placement, Plan, Request, RequestId, Scheduler, Slice, Timestamp};
+use outrank_core::{Event, Placement, Plan, Request, RequestId, Scheduler, Slice, StepSample, Timestamp};
 use tokio::sync::oneshot;
 
 use crate::executor::Executor;
@@ -89,7 +91,7 @@ impl<'m> Worker<'m> {
             self.answer_drain();
             plan.clone_from(self.scheduler.plan(self.now()));
             if !plan.is_idle() {
-                self.execute(&plan);
+                self.execute(&mut plan);
                 self.publish();
                 continue;
             }
@@ -216,31 +218,41 @@ impl<'m> Worker<'m> {
         }
     }
 
-    fn execute(&mut self, plan: &Plan) {
-        let mut record = StepRecord { step: plan.step, ..StepRecord::default() };
+    /// Executes a plan, and takes out of its batch what cannot be: a request whose KV could not be restored.
+    fn execute(&mut self, plan: &mut Plan) {
         let started = Instant::now();
         for pause in &plan.pause {
             self.pause(*pause);
-            record.paused += 1;
         }
+        let mut restored = 0;
         for seated in &plan.seat {
-            self.seat(*seated, started);
-            record.restored += u32::from(seated.restore);
+            if self.seat(*seated, started) {
+                restored += u32::from(seated.restore);
+            } else {
+                plan.batch.retain(|slice| slice.id != seated.id);
+            }
         }
         self.close_gaps();
-        record.switch_us = micros(started.elapsed());
-        if !plan.batch.is_empty() {
-            self.forward(&plan.batch, &mut record);
+        let switched = started.elapsed();
+        if plan.batch.is_empty() {
+            return;
         }
+        let sample = self.forward(&plan.batch);
+        let Some(log) = &mut self.log else { return };
+        log.write(&StepRecord {
+            policy: self.scheduler.policy_name().to_owned(),
+            step: plan.step,
+            sample,
+            paused: plan.pause.len() as u32,
+            restored,
+            switch_s: switched.as_secs_f64(),
+            ended_s: self.epoch.elapsed().as_secs_f64(),
+        });
     }
 
     /// One forward pass of the batch, and one token for each sequence at the end of its context.
-    fn forward(&mut self, slices: &[Slice], record: &mut StepRecord) {
+    fn forward(&mut self, slices: &[Slice]) -> StepSample {
         let started = Instant::now();
-        for slice in slices {
-            let decodes = self.jobs.get(&slice.id).is_some_and(|job| job.decodes(slice));
-            record.add(slice, decodes);
-        }
         let outcomes = self.decode(slices);
         let took = started.elapsed();
         let now = self.now();
@@ -257,16 +269,8 @@ impl<'m> Worker<'m> {
             }
         }
         self.scheduler.observe(now, Event::StepTook(took));
-        self.stats.record_step(took);
-        self.stats.prefill_tokens += u64::from(record.prefill_tokens);
-        record.duration_us = micros(took);
-        record.ended_us = now.micros();
-        if let Some(log) = &mut self.log {
-            log.write(record);
-        }
+        let sample = StepSample::new(slices, took);
+        self.stats.record_step(&sample);
+        sample
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

@@ -206,7 +206,11 @@ fn every_step_is_logged() {
     let lines = std::fs::read_to_string(&path).unwrap();
     let records: Vec<outrank_engine::StepRecord> =
         lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(records.iter().map(|r| r.prefill_tokens as usize).sum::<usize>(), prompt.len());
-    assert_eq!(records.iter().map(|r| r.decode_seqs as usize).sum::<usize>(), answer.tokens.len() - 1);
-    assert!(records.iter().all(|record| record.duration_us > 0));
+    let samples: Vec<_> = records.iter().map(|record| record.sample).collect();
+    assert_eq!(samples.iter().map(|step| step.prefill_tokens as usize).sum::<usize>(), prompt.len());
+    assert_eq!(samples.iter().map(|step| step.decodes as usize).sum::<usize>(), answer.tokens.len() - 1);
+    // The newest token of an answer has not been attended to.
+    let context_tokens = (prompt.len() + answer.tokens.len() - 1) as u64;
+    assert_eq!(samples.last().unwrap().context_tokens, context_tokens);
+    assert!(records.iter().all(|record| record.sample.took_s > 0.0 && record.policy == "fcfs"));
 }

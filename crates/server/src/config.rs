@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ServerError;
+
 /// Settings of the HTTP server.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -52,5 +54,29 @@ impl Default for ServerConfig {
             drain_retry_after_s: 5,
             max_finished_records: 1024,
         }
+    }
+}
+
+impl ServerConfig {
+    /// Checks what [`crate::Server::bind`] would refuse, but for the address.
+    ///
+    /// # Errors
+    /// [`ServerError::Config`] naming the setting to change.
+    pub fn check(&self) -> Result<(), ServerError> {
+        let fail = |message| Err(ServerError::Config(message));
+        if self.model_name.is_empty() {
+            return fail("model_name is empty: give the model a name");
+        }
+        if self.api_keys.iter().any(|key| key.is_empty() || key.trim() != key) {
+            return fail("an API key is empty or has spaces around it: no client could present it");
+        }
+        if self.max_n == 0
+            || self.max_prompts == 0
+            || self.max_body_bytes == 0
+            || self.default_max_tokens == 0
+        {
+            return fail("max_n, max_prompts, max_body_bytes and default_max_tokens must be at least 1");
+        }
+        Ok(())
     }
 }

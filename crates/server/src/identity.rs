@@ -102,7 +102,9 @@ fn sane_request_id(headers: &HeaderMap) -> Option<String> {
     let id = headers.get(REQUEST_ID)?.to_str().ok()?;
     let sane = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(&byte);
     let fits = (1..=MAX_REQUEST_ID_BYTES).contains(&id.len());
-    (fits && id.bytes().all(sane)).then(|| id.to_owned())
+    // Clients resolve these two away in the path under which a request is found.
+    let path_step = matches!(id, "." | "..");
+    (fits && !path_step && id.bytes().all(sane)).then(|| id.to_owned())
 }
 
 /// An id that no other request has: 96 random bits. It is a name, not a secret.
@@ -136,7 +138,7 @@ mod tests {
     #[test]
     fn a_client_may_name_its_request_with_a_sane_id_only() {
         assert_eq!(sane_request_id(&headers(REQUEST_ID, "a-1.b")).as_deref(), Some("a-1.b"));
-        for odd in ["", "a b", "<script>", "x\ty", &"x".repeat(129)] {
+        for odd in ["", "a b", "<script>", "x\ty", ".", "..", &"x".repeat(129)] {
             assert_eq!(sane_request_id(&headers(REQUEST_ID, odd)), None, "{odd:?}");
         }
     }

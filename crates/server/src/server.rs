@@ -77,7 +77,7 @@ impl Server {
         backend: Arc<dyn Backend>,
         score: Option<ScoreFn>,
     ) -> Result<Self, ServerError> {
-        check(&config)?;
+        config.check()?;
         let (host, port) = (config.host.clone(), config.port);
         let listener = match TcpListener::bind((host.as_str(), port)).await {
             Ok(listener) => listener,
@@ -142,24 +142,6 @@ async fn drain(app: &App) -> usize {
     tracing::warn!(abandoned, "drain timeout: giving up the requests that still run");
     app.stop.cancel();
     abandoned
-}
-
-fn check(config: &ServerConfig) -> Result<(), ServerError> {
-    let fail = |message| Err(ServerError::Config(message));
-    if config.model_name.is_empty() {
-        return fail("model_name is empty: give the model a name");
-    }
-    if config.api_keys.iter().any(|key| key.is_empty() || key.trim() != key) {
-        return fail("an API key is empty or has spaces around it: no client could present it");
-    }
-    if config.max_n == 0
-        || config.max_prompts == 0
-        || config.max_body_bytes == 0
-        || config.default_max_tokens == 0
-    {
-        return fail("max_n, max_prompts, max_body_bytes and default_max_tokens must be at least 1");
-    }
-    Ok(())
 }
 
 fn broken(ended: Result<io::Result<()>, tokio::task::JoinError>) -> Result<Drained, ServerError> {

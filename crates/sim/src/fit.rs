@@ -1,42 +1,17 @@
 //! From measured steps to a cost model.
 
-use serde::{Deserialize, Serialize};
+use outrank_core::StepSample;
+use serde::Serialize;
 use thiserror::Error;
 
 use crate::{Composition, Knot, StepCost};
 
-/// One measured step, as the engine's step log has it. Other logs may give `took_s` instead of `duration_us`.
-#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct StepSample {
-    /// Context tokens processed beyond the decodes.
-    pub prefill_tokens: u32,
-    /// Sequences that decoded one token.
-    #[serde(alias = "decodes")]
-    pub decode_seqs: u32,
-    /// Context of all sequences in the batch after the step, in tokens.
-    pub context_tokens: u64,
-    /// How long the step took, in microseconds.
-    #[serde(default)]
-    pub duration_us: Option<f64>,
-    /// How long the step took, in seconds.
-    #[serde(default)]
-    pub took_s: Option<f64>,
-}
-
-impl StepSample {
-    /// What the step held.
-    pub fn composition(&self) -> Composition {
-        Composition {
-            prefill_tokens: self.prefill_tokens,
-            decode_seqs: self.decode_seqs,
-            context_tokens: self.context_tokens,
-        }
-    }
-
-    /// How long it took, in seconds, if that was recorded and is possible.
-    pub fn seconds(&self) -> Option<f64> {
-        let seconds = self.took_s.or(self.duration_us.map(|us| us / 1e6))?;
-        (seconds.is_finite() && seconds > 0.0).then_some(seconds)
+/// What a measured step held.
+fn composition(sample: &StepSample) -> Composition {
+    Composition {
+        prefill_tokens: sample.prefill_tokens,
+        decode_seqs: sample.decodes,
+        context_tokens: sample.context_tokens,
     }
 }
 
@@ -88,8 +63,11 @@ const MAX_ROUNDS: usize = 20_000;
 /// # Errors
 /// [`FitError::TooFew`].
 pub fn fit(samples: &[StepSample]) -> Result<Fit, FitError> {
-    let steps: Vec<(Composition, f64)> =
-        samples.iter().filter_map(|sample| Some((sample.composition(), sample.seconds()?))).collect();
+    let steps: Vec<(Composition, f64)> = samples
+        .iter()
+        .filter(|it| it.took_s.is_finite() && it.took_s > 0.0)
+        .map(|it| (composition(it), it.took_s))
+        .collect();
     if steps.len() < MIN_STEPS {
         return Err(FitError::TooFew(steps.len()));
     }
@@ -222,8 +200,8 @@ mod tests {
 
     fn sample(prefill_tokens: u32, decode_seqs: u32, context_tokens: u64, cost: &StepCost) -> StepSample {
         let step = Composition { prefill_tokens, decode_seqs, context_tokens };
-        let took_s = Some(cost.seconds(&step));
-        StepSample { prefill_tokens, decode_seqs, context_tokens, took_s, duration_us: None }
+        let took_s = cost.seconds(&step);
+        StepSample { prefill_tokens, prefills: 1, decodes: decode_seqs, context_tokens, took_s }
     }
 
     #[test]
@@ -250,7 +228,7 @@ mod tests {
 
     #[test]
     fn few_or_unusable_steps_are_refused() {
-        let unusable = StepSample { took_s: Some(0.0), ..StepSample::default() };
+        let unusable = StepSample { took_s: 0.0, ..StepSample::default() };
         assert_eq!(fit(&vec![unusable; 500]), Err(FitError::TooFew(0)));
     }
 
@@ -258,8 +236,8 @@ mod tests {
     fn costs_that_fall_with_size_become_flat_not_negative() {
         let samples: Vec<StepSample> = (1..400u32)
             .map(|n| StepSample {
-                decode_seqs: n % 64 + 1,
-                took_s: Some(0.02 - f64::from(n % 64) * 1e-5),
+                decodes: n % 64 + 1,
+                took_s: 0.02 - f64::from(n % 64) * 1e-5,
                 ..StepSample::default()
             })
             .collect();

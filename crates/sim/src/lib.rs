@@ -13,7 +13,7 @@ mod scorer;
 mod simulation;
 
 pub use cost::{Composition, Knot, StepCost};
-pub use fit::{Fit, FitError, Residuals, StepSample, fit};
+pub use fit::{Fit, FitError, Residuals, fit};
 pub use metrics::{Answer, Group, Metrics, Slo, by_length};
 pub use profile::{Profile, ProfileError};
 pub use scorer::Scoring;

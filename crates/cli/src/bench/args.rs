@@ -29,6 +29,8 @@ use crate::settings::{EngineSettings, PolicyFlags, RankerSettings, policy_name};
     Production's rhythm at 2 requests a second:\n    \
     outrank bench --policies fcfs,outrank --trace t.jsonl --arrivals csv:azure2023_conv.csv.gz \\\n      \
     --rate 2\n  \
+    The first ten minutes of a log as they were:\n    \
+    outrank bench --policies fcfs,outrank --trace log.jsonl.gz --arrivals trace --duration-s 600\n  \
     Latency at no load, 30 requests alternating between the policies:\n    \
     outrank bench --policies fcfs,outrank --trace t.jsonl --arrivals serial:30")]
 pub(crate) struct BenchArgs {
@@ -44,10 +46,11 @@ pub(crate) struct BenchArgs {
     /// Send only held-out prompts, those that `train` without --all did not learn from
     #[arg(long)]
     pub(crate) held_out: bool,
-    /// burst:N, poisson:RATE (per second), load:X (of measured capacity), csv:FILE, or serial:N (one at a time)
+    /// burst:N, poisson:RATE (per second), load:X (of measured capacity), csv:FILE, trace (each request at its own
+    /// arrival_s), or serial:N (one at a time)
     #[arg(long, value_name = "PATTERN")]
     pub(crate) arrivals: Arrivals,
-    /// Mean rate to scale csv: arrivals to, in requests a second [default: as recorded]
+    /// Mean rate to scale csv: and trace arrivals to, in requests a second [default: as recorded]
     #[arg(long, value_name = "RATE", value_parser = positive)]
     pub(crate) rate: Option<f64>,
     /// Requests to send, at most
@@ -56,10 +59,10 @@ pub(crate) struct BenchArgs {
     /// Seconds in which requests arrive; then all are waited for [default: 60]
     #[arg(long, value_name = "SECONDS", value_parser = positive)]
     pub(crate) duration_s: Option<f64>,
-    /// Seed of arrivals, of the choice of requests and of sampling
+    /// Seed of arrivals, of the choice of requests and of sampling; trace arrivals choose nothing
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) seed: u64,
-    /// Runs of each policy, interleaved; each uses the next seed
+    /// Runs of each policy, interleaved; each uses the next seed, of sampling too
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repeats: u32,
     /// Whether answers have the recorded lengths, or end where the model ends them

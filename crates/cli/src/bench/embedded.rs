@@ -5,7 +5,7 @@ use outrank_ranker::TraceRecord;
 use outrank_ranker::trace::Prompt;
 use tokio::time::Instant;
 
-use crate::arrivals::Arrivals;
+use crate::arrivals::{Arrivals, drawn};
 use crate::bench::args::LengthMode;
 use crate::bench::drive::{Target, one, open_loop};
 use crate::bench::plan::{Job, Shape};
@@ -85,7 +85,8 @@ pub(crate) async fn compare(bench: &Bench) -> Result<Report> {
 async fn capacity(bench: &Bench, model: &ModelFile, shape: &Shape) -> Result<f64> {
     let seats = crate::host::seats(&bench.args.engine) as usize;
     let requests = (seats * CAPACITY_REQUESTS_PER_SEAT).max(16);
-    let jobs = shape.jobs(&bench.records, &vec![0.0; requests], bench.args.seed ^ 0x00CA_9AC1)?;
+    let arrivals = drawn(&vec![0.0; requests], bench.records.len(), bench.args.seed ^ 0x00CA_9AC1);
+    let jobs = shape.jobs(&bench.records, &arrivals)?;
     let (host, target) = bench.start(model, "fcfs", requests).await?;
     bench.warm_up(&target, shape, bench.warm_up_requests()).await?;
     let samples = open_loop(&target, jobs, &Progress::new("capacity", requests)).await;
@@ -173,7 +174,7 @@ pub(crate) fn warm_up_jobs(shape: &Shape, requests: u32) -> Result<Vec<Job>> {
     };
     let records: Vec<TraceRecord> = (0..requests).map(record).collect();
     let shape = Shape { max_tokens: Some(WARM_UP_TOKENS), lengths: warm_up_lengths(shape), ..shape.clone() };
-    shape.jobs(&records, &vec![0.0; records.len()], 0)
+    shape.jobs(&records, &drawn(&vec![0.0; records.len()], records.len(), 0))
 }
 
 /// A server that is told to replay lengths understands `ignore_eos`; another may refuse it.

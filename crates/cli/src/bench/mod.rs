@@ -12,17 +12,19 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use outrank_ranker::trace::{Lengths, held_out, read_trace, write_whole};
+use outrank_ranker::trace::{Lengths, held_out, write_whole};
 use outrank_ranker::{Ranker, TraceRecord};
 use serde::Serialize;
 
 pub(crate) use args::BenchArgs;
 
-use crate::arrivals::{Arrivals, Window};
+use crate::arrivals::{Arrivals, Window, recorded_s};
 use crate::bench::args::LengthMode;
 use crate::bench::drive::{Target, open_loop};
 use crate::bench::plan::{Job, Shape};
 use crate::bench::report::{Run, RunFacts};
+use crate::files;
+use crate::host::HostConfig;
 use crate::http::{Api, Endpoint};
 use crate::output::{Output, note};
 use crate::progress::Progress;
@@ -54,12 +56,19 @@ pub(crate) fn run(mut args: BenchArgs, file: FileSettings, output: &Output) -> R
     args.engine = std::mem::take(&mut args.engine).or(file.engine);
     args.policy = std::mem::take(&mut args.policy).or(file.policy);
     args.ranker = std::mem::take(&mut args.ranker).or(file.ranker);
+    for policy in &args.policies {
+        // Wrong settings are refused here, and not when it is this policy's turn.
+        HostConfig::new(policy, &args.engine, &args.policy, None)?;
+    }
+    if let Some(out) = &args.out {
+        files::check_out(out)?;
+    }
     let records = records(&args)?;
     let ranker = if args.policies.is_empty() { None } else { args.ranker.load()? };
     let bench = Bench { args, records, ranker };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let report = runtime.context("async runtime")?.block_on(bench.all())?;
-    // Shown first: what took so long must not be lost to a file that cannot be written.
+    // Shown first: what took so long must not be lost to a disk that filled up meanwhile.
     output.result(&report, &table::render(&report.runs))?;
     if let Some(path) = &bench.args.out {
         write_json(path, &report)?;
@@ -77,13 +86,18 @@ fn records(args: &BenchArgs) -> Result<Vec<TraceRecord>> {
     };
     let mut records = Vec::new();
     for path in &args.traces {
-        records.extend(read_trace(path, lengths)?);
-    }
-    if args.held_out {
-        records.retain(held_out);
-        if records.is_empty() {
-            bail!("none of the trace's prompts is held out; leave --held-out away");
+        for (place, record) in files::placed(path, lengths)? {
+            if args.held_out && !held_out(&record) {
+                continue;
+            }
+            if args.arrivals == Arrivals::Trace {
+                recorded_s(&record).with_context(|| place.to_string())?;
+            }
+            records.push(record);
         }
+    }
+    if records.is_empty() {
+        bail!("none of the trace's prompts is held out; leave --held-out away");
     }
     if let Some(oracle) = args.policies.iter().find(|policy| policy.starts_with("oracle"))
         && records.iter().any(|record| record.output_tokens.is_empty())
@@ -170,8 +184,15 @@ impl Bench {
             rate: self.args.rate,
             seed,
         };
-        let times = self.args.arrivals.times(&window, capacity)?;
-        shape.jobs(&self.records, &times, seed)
+        let arrivals = self.args.arrivals.schedule(&self.records, &window, capacity)?;
+        if arrivals.len() > self.records.len() {
+            note(&format!(
+                "{} requests, but the trace has {}: prompts repeat (a prefix cache would notice)",
+                arrivals.len(),
+                self.records.len()
+            ));
+        }
+        Shape { seed, ..shape.clone() }.jobs(&self.records, &arrivals)
     }
 
     /// The ranker's prediction for each record, in tokens.

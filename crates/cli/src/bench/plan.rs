@@ -1,12 +1,12 @@
-//! Which requests a run sends, and when. Every policy gets the same.
+//! What a run sends. Every policy gets the same.
 
 use anyhow::{Result, bail};
 use outrank_ranker::TraceRecord;
 use serde_json::json;
 
+use crate::arrivals::Arrival;
 use crate::bench::args::LengthMode;
 use crate::http::Endpoint;
-use crate::output::note;
 
 /// One request of a run.
 #[derive(Debug, Clone)]
@@ -55,8 +55,8 @@ impl Shape {
     }
 
     /// The request that replays `record`.
-    fn job(&self, index: usize, at: (usize, &TraceRecord), arrival_s: f64) -> Result<Job> {
-        let (record_index, record) = at;
+    fn job(&self, index: usize, arrival: &Arrival, record: &TraceRecord) -> Result<Job> {
+        let Arrival { at_s: arrival_s, record: record_index } = *arrival;
         let true_tokens = self.true_tokens(record);
         let mut body = self.endpoint.body(&self.model, record);
         body["stream"] = json!(true);
@@ -83,28 +83,10 @@ impl Shape {
         Ok(Job { index, record: record_index, arrival_s, true_tokens, body: serde_json::to_vec(&body)? })
     }
 
-    /// One request for each arrival, drawn from `records` without replacement by a shuffle with `seed`; a trace that is
-    /// too short starts over.
-    pub(crate) fn jobs(&self, records: &[TraceRecord], arrivals: &[f64], seed: u64) -> Result<Vec<Job>> {
-        if records.is_empty() {
-            bail!("the trace has no request to send");
-        }
-        if arrivals.len() > records.len() {
-            note(&format!(
-                "{} requests, but the trace has {}: prompts repeat (a prefix cache would notice)",
-                arrivals.len(),
-                records.len()
-            ));
-        }
-        let mut order: Vec<usize> = (0..records.len()).collect();
-        fastrand::Rng::with_seed(seed).shuffle(&mut order);
-        let chosen = order.iter().cycle().map(|&record| (record, &records[record]));
-        arrivals
-            .iter()
-            .zip(chosen)
-            .enumerate()
-            .map(|(index, (&at_s, record))| self.job(index, record, at_s))
-            .collect()
+    /// The requests of a run: one for each arrival.
+    pub(crate) fn jobs(&self, records: &[TraceRecord], arrivals: &[Arrival]) -> Result<Vec<Job>> {
+        let job = |(index, arrival): (usize, &Arrival)| self.job(index, arrival, &records[arrival.record]);
+        arrivals.iter().enumerate().map(job).collect()
     }
 }
 
@@ -122,16 +104,20 @@ mod tests {
         Shape { endpoint, model, lengths, max_tokens: Some(100), temperature: 0.0, seed: 1, hints: true }
     }
 
+    /// The one request of a run.
+    fn job(shape: &Shape, record: TraceRecord) -> Result<Job> {
+        Ok(shape.jobs(&[record], &[Arrival { at_s: 0.0, record: 0 }])?.remove(0))
+    }
+
     fn body(job: &Job) -> serde_json::Value {
         serde_json::from_slice(&job.body).unwrap()
     }
 
     #[test]
     fn recorded_lengths_are_forced_and_capped_and_free_ones_are_only_capped() {
-        let records = [record("a", &[500, 20])];
-        let forced = body(&shape(LengthMode::Recorded).jobs(&records, &[0.0], 1).unwrap()[0]);
+        let forced = body(&job(&shape(LengthMode::Recorded), record("a", &[500, 20])).unwrap());
         assert_eq!((&forced["ignore_eos"], &forced["max_tokens"]), (&json!(true), &json!(100)));
-        let free = body(&shape(LengthMode::Free).jobs(&records, &[0.0], 1).unwrap()[0]);
+        let free = body(&job(&shape(LengthMode::Free), record("a", &[500, 20])).unwrap());
         assert_eq!((&free["ignore_eos"], &free["max_tokens"]), (&json!(null), &json!(100)));
         assert_eq!(free["outrank"]["true_output_tokens"], json!(100));
     }
@@ -139,27 +125,12 @@ mod tests {
     #[test]
     fn true_lengths_go_to_nobody_who_was_not_asked_for() {
         let quiet = Shape { hints: false, ..shape(LengthMode::Free) };
-        assert!(body(&quiet.jobs(&[record("a", &[5])], &[0.0], 1).unwrap()[0]).get("outrank").is_none());
-    }
-
-    #[test]
-    fn no_prompt_repeats_before_all_were_sent_and_the_seed_decides_the_order() {
-        let records: Vec<_> = (0..50).map(|i| record(&i.to_string(), &[1])).collect();
-        let order = |seed| {
-            let jobs = shape(LengthMode::Free).jobs(&records, &[0.0; 60], seed).unwrap();
-            jobs.iter().map(|job| job.record).collect::<Vec<_>>()
-        };
-        let first = order(1);
-        let mut once = first[..50].to_vec();
-        once.sort_unstable();
-        assert_eq!(once, (0..50).collect::<Vec<_>>());
-        assert_eq!(first, order(1));
-        assert_ne!(first, order(2));
+        assert!(body(&job(&quiet, record("a", &[5])).unwrap()).get("outrank").is_none());
     }
 
     #[test]
     fn a_record_without_a_length_cannot_be_replayed_but_can_run_free() {
-        assert!(shape(LengthMode::Recorded).jobs(&[record("a", &[])], &[0.0], 1).is_err());
-        assert!(shape(LengthMode::Free).jobs(&[record("a", &[])], &[0.0], 1).is_ok());
+        assert!(job(&shape(LengthMode::Recorded), record("a", &[])).is_err());
+        assert!(job(&shape(LengthMode::Free), record("a", &[])).is_ok());
     }
 }

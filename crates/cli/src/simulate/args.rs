@@ -36,10 +36,10 @@ pub(crate) struct SimulateArgs {
     /// Take only held-out prompts, those that `train` without --all did not learn from
     #[arg(long)]
     pub(crate) held_out: bool,
-    /// burst:N, poisson:RATE (per second), gamma:RATE:CV, load:X (Poisson at X of capacity), csv:FILE; repeatable
+    /// burst:N, poisson:RATE (per second), gamma:RATE:CV, load:X (Poisson at X of capacity), csv:FILE, trace (its own times); repeatable
     #[arg(long, value_name = "PATTERN", required = true)]
     pub(crate) arrivals: Vec<Arrivals>,
-    /// Scale csv: arrivals to these fractions of capacity, comma-separated [default: as recorded]
+    /// Scale csv: and trace arrivals to these fractions of capacity, comma-separated [default: as recorded]
     #[arg(long, value_name = "X", value_delimiter = ',', value_parser = positive)]
     pub(crate) load: Vec<f64>,
     /// Policies, comma-separated, each with its settings if wanted; ratios are to the first
@@ -156,8 +156,12 @@ impl SimulateArgs {
                 return Err(usage("serial: is for `outrank bench`; use poisson: with a low rate here"));
             }
         }
-        if !self.load.is_empty() && !self.arrivals.iter().any(|it| matches!(it, Arrivals::Csv(_))) {
-            return Err(usage("--load scales csv: arrivals, and there are none; write load:X instead"));
+        if !self.load.is_empty()
+            && !self.arrivals.iter().any(|it| matches!(it, Arrivals::Csv(_) | Arrivals::Trace))
+        {
+            return Err(usage(
+                "--load scales csv: and trace arrivals, and there are none; write load:X instead",
+            ));
         }
         if self.duration_s.is_some() && self.arrivals.iter().all(|it| matches!(it, Arrivals::Burst(_))) {
             return Err(usage("--duration-s means nothing for bursts: they end when all are answered"));

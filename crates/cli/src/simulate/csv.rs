@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::simulate::run::Run;
 
 /// One line a run.
-pub(crate) fn render(runs: &[Run]) -> Result<String> {
+pub(crate) fn render(runs: &[Run]) -> String {
     let mut text =
         String::from("policy,profile,arrivals,load,seed,requests,duration_s,tokens_per_s,preemptions");
     for metric in ["s_per_token", "ttft_s", "e2e_s", "tpot_s", "max_waiting_s"] {
@@ -38,7 +38,7 @@ pub(crate) fn render(runs: &[Run]) -> Result<String> {
         }
         text.push('\n');
     }
-    Ok(text)
+    text
 }
 
 /// One JSON line an answer.

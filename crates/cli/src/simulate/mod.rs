@@ -67,15 +67,15 @@ pub(crate) fn run(mut args: SimulateArgs, file: FileSettings, output: &Output) -
     let report = Report { capacity_per_s, runs };
     output.result(&report, &table::render(&report.runs))?;
     if let Some(path) = &args.csv {
-        write(path, csv::render(&report.runs)?)?;
+        write(path, &csv::render(&report.runs))?;
     }
     if let Some(path) = &args.answers {
-        write(path, csv::answers(&report.runs)?)?;
+        write(path, &csv::answers(&report.runs)?)?;
     }
     Ok(())
 }
 
-fn write(path: &Path, text: String) -> Result<()> {
+fn write(path: &Path, text: &str) -> Result<()> {
     write_whole(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }
 
@@ -87,7 +87,7 @@ fn engines(args: &SimulateArgs, workload: &Workload) -> Result<Vec<Engine>> {
             profile = profile.with_seats(seats)?;
         }
         let requests = CAPACITY_REQUESTS.max(CAPACITY_REQUESTS_PER_SEAT * profile.capacity.seats as usize);
-        let jobs = workload.jobs(&profile, &vec![0.0; requests], 0);
+        let jobs = workload.jobs(&profile, &workload.burst(requests), 0);
         let capacity_per_s = run::capacity_per_s(&profile, &jobs)?;
         note(&format!("{}: capacity {capacity_per_s:.2} requests/s", profile.name));
         engines.push(Engine { profile, capacity_per_s });
@@ -101,14 +101,16 @@ fn cases<'a>(args: &SimulateArgs, workload: &Workload, engines: &'a [Engine]) ->
     for engine in engines {
         for arrivals in &args.arrivals {
             let loads: Vec<Option<f64>> = match arrivals {
-                Arrivals::Csv(_) if !args.load.is_empty() => args.load.iter().copied().map(Some).collect(),
+                Arrivals::Csv(_) | Arrivals::Trace if !args.load.is_empty() => {
+                    args.load.iter().copied().map(Some).collect()
+                }
                 Arrivals::Load(load) => vec![Some(*load)],
                 _ => vec![None],
             };
             for load in loads {
                 for seed in 1..=args.seeds {
                     let rate = match arrivals {
-                        Arrivals::Csv(_) => load.map(|load| load * engine.capacity_per_s),
+                        Arrivals::Csv(_) | Arrivals::Trace => load.map(|load| load * engine.capacity_per_s),
                         _ => None,
                     };
                     let window = Window {
@@ -117,7 +119,7 @@ fn cases<'a>(args: &SimulateArgs, workload: &Workload, engines: &'a [Engine]) ->
                         rate,
                         seed,
                     };
-                    let times = arrivals.times(&window, Some(engine.capacity_per_s))?;
+                    let times = workload.schedule(arrivals, &window, engine.capacity_per_s)?;
                     let jobs = workload.jobs(&engine.profile, &times, seed);
                     cases.push(Case { engine, arrivals: arrivals.to_string(), load, seed, jobs });
                 }

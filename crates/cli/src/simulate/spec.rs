@@ -20,11 +20,6 @@ impl PolicySpec {
         // The name was checked when it was read.
         by_name(&self.name, &self.settings).unwrap_or_else(|| Box::new(outrank_core::policies::Fcfs))
     }
-
-    /// Name without settings.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
 }
 
 impl fmt::Display for PolicySpec {

@@ -6,6 +6,7 @@ use outrank_ranker::trace::{Lengths, held_out, read_trace};
 use outrank_ranker::{Ranker, TraceRecord};
 use outrank_sim::{Job, Profile};
 
+use crate::arrivals::{Arrival, Arrivals, Window, drawn};
 use crate::output::{note, plural};
 use crate::simulate::args::{ScoreSource, SimulateArgs};
 
@@ -14,6 +15,7 @@ const DEFAULT_SPREAD: f32 = 0.7;
 
 /// What the requests of all runs are drawn from.
 pub(crate) struct Workload {
+    records: Vec<TraceRecord>,
     requests: Vec<Request>,
     max_tokens: Option<u32>,
     scores: ScoreSource,
@@ -62,7 +64,7 @@ impl Workload {
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(Self { requests, max_tokens: args.max_tokens, scores: args.scores })
+        Ok(Self { records, requests, max_tokens: args.max_tokens, scores: args.scores })
     }
 
     /// Tau-b between predictions and lengths, where there are predictions.
@@ -74,25 +76,42 @@ impl Workload {
         outrank_ranker::kendall_tau_b(&predicted, &truth)
     }
 
-    /// One request for each arrival, drawn without replacement by a shuffle with `seed`; a trace that is too short starts
-    /// over. What exceeds the context of the profile is cut.
-    pub(crate) fn jobs(&self, profile: &Profile, arrivals: &[f64], seed: u64) -> Vec<Job> {
+    /// When which records arrive; `capacity_per_s` is that of the profile.
+    pub(crate) fn schedule(
+        &self,
+        arrivals: &Arrivals,
+        window: &Window,
+        capacity_per_s: f64,
+    ) -> Result<Vec<Arrival>> {
+        arrivals.schedule(&self.records, window, Some(capacity_per_s))
+    }
+
+    /// So many requests at once, to measure capacity with.
+    pub(crate) fn burst(&self, requests: usize) -> Vec<Arrival> {
+        drawn(&vec![0.0; requests], self.records.len(), 0)
+    }
+
+    /// The request of each arrival. What exceeds the context of the profile is cut.
+    pub(crate) fn jobs(&self, profile: &Profile, arrivals: &[Arrival], seed: u64) -> Vec<Job> {
         let mut random = fastrand::Rng::with_seed(seed);
-        let mut order: Vec<usize> = (0..self.requests.len()).collect();
-        random.shuffle(&mut order);
         let context = profile.capacity.context_tokens;
         let mut cut = 0;
         let mut jobs: Vec<Job> = arrivals
             .iter()
-            .zip(order.iter().cycle())
-            .map(|(&arrival_s, &at)| {
-                let request = &self.requests[at];
+            .map(|arrival| {
+                let request = &self.requests[arrival.record];
                 let sample = request.output_tokens[random.usize(..request.output_tokens.len())];
                 let output_tokens = sample.min(self.max_tokens.unwrap_or(u32::MAX)).min(context / 2);
                 let prompt_tokens = request.prompt_tokens.min(context - output_tokens.max(context / 2));
                 cut += usize::from(sample > context / 2 || prompt_tokens < request.prompt_tokens);
                 let max_tokens = self.max_tokens.map(|limit| limit.min(context - prompt_tokens));
-                Job { arrival_s, prompt_tokens, output_tokens, max_tokens, score: request.score }
+                Job {
+                    arrival_s: arrival.at_s,
+                    prompt_tokens,
+                    output_tokens,
+                    max_tokens,
+                    score: request.score,
+                }
             })
             .collect();
         if cut > 0 && seed == 1 {

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use outrank_ranker::TraceRecord;
-use outrank_ranker::trace::{Lengths, read_trace, write_trace};
+use outrank_ranker::trace::{Lengths, write_trace};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tokio::task::JoinSet;
 
 use crate::error::usage;
+use crate::files::{self, Place};
 use crate::host::{Host, HostConfig, ModelFile};
 use crate::http::{Api, Endpoint};
 use crate::output::{Output, note, plural};
@@ -95,6 +96,13 @@ struct Report {
     skipped: usize,
 }
 
+/// The prompts of all files in a row, each with its place.
+#[derive(Default)]
+struct Input<'a> {
+    records: Vec<TraceRecord>,
+    places: Vec<Place<'a>>,
+}
+
 /// Runs the command.
 pub(crate) fn run(mut args: CollectArgs, file: FileSettings, output: &Output) -> Result<()> {
     args.engine = std::mem::take(&mut args.engine).or(file.engine);
@@ -107,11 +115,15 @@ pub(crate) fn run(mut args: CollectArgs, file: FileSettings, output: &Output) ->
     if args.out.exists() && !args.force {
         bail!("{} is there already; --force samples everything again and replaces it", args.out.display());
     }
-    let mut records = Vec::new();
+    files::check_out(&args.out)?;
+    let mut input = Input::default();
     for path in &args.prompts {
-        records.extend(read_trace(path, Lengths::Optional)?);
+        for (place, record) in files::placed(path, Lengths::Optional)? {
+            input.places.push(place);
+            input.records.push(record);
+        }
     }
-    let kept = records.iter().filter(|record| !record.output_tokens.is_empty()).count();
+    let kept = input.records.iter().filter(|record| !record.output_tokens.is_empty()).count();
     if kept > 0 && !args.replace {
         note(&format!(
             "{} lengths already and keep them (--replace samples them again)",
@@ -119,7 +131,7 @@ pub(crate) fn run(mut args: CollectArgs, file: FileSettings, output: &Output) ->
         ));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    let report = runtime.context("async runtime")?.block_on(collect(&args, records))?;
+    let report = runtime.context("async runtime")?.block_on(collect(&args, input))?;
     let text = format!(
         "{}: {}; {} sampled, {} from the journal, {} at the limit, {} left out",
         report.out,
@@ -132,7 +144,7 @@ pub(crate) fn run(mut args: CollectArgs, file: FileSettings, output: &Output) ->
     output.result(&report, &text)
 }
 
-async fn collect(args: &CollectArgs, records: Vec<TraceRecord>) -> Result<Report> {
+async fn collect(args: &CollectArgs, input: Input<'_>) -> Result<Report> {
     let (host, sampler, concurrency) = match &args.url {
         Some(url) => {
             let api = Api::new(url, args.url_key.clone())?;
@@ -143,16 +155,16 @@ async fn collect(args: &CollectArgs, records: Vec<TraceRecord>) -> Result<Report
             (None, args.sampler(api, model), args.concurrency.unwrap_or(URL_CONCURRENCY))
         }
         None => {
-            let model = ModelFile::open(&args.engine)?;
             let concurrency = args.concurrency.unwrap_or_else(|| crate::host::seats(&args.engine));
             let mut config = HostConfig::new("fcfs", &args.engine, &PolicyFlags::default(), None)?;
+            let model = ModelFile::open(&args.engine)?;
             config.queue_at_least(concurrency as usize + 1);
             let host = Host::start(&model, config).await?;
             let api = Api::new(host.url(), None)?;
             (Some(host), args.sampler(api, model.name()), concurrency)
         }
     };
-    let result = sample_all(args, records, &Arc::new(sampler), concurrency as usize).await;
+    let result = sample_all(args, input, &Arc::new(sampler), concurrency as usize).await;
     if let Some(host) = host {
         host.stop().await?;
     }
@@ -161,7 +173,7 @@ async fn collect(args: &CollectArgs, records: Vec<TraceRecord>) -> Result<Report
 
 async fn sample_all(
     args: &CollectArgs,
-    records: Vec<TraceRecord>,
+    Input { records, places }: Input<'_>,
     sampler: &Arc<Sampler>,
     concurrency: usize,
 ) -> Result<Report> {
@@ -202,7 +214,7 @@ async fn sample_all(
         progress.step();
     }
     drop(progress);
-    let skipped = args.refusals(&refused)?;
+    let skipped = args.refusals(&refused, &places)?;
     let trace = finished(args, &records, &answers, &sampler.model, &skipped);
     write_trace(&args.out, &trace)?;
     journal.remove()?;
@@ -271,14 +283,12 @@ impl CollectArgs {
     }
 
     /// The requests to leave out, or an error if there are any and that was not asked for.
-    fn refusals(&self, refused: &[(usize, String)]) -> Result<Vec<usize>> {
+    fn refusals(&self, refused: &[(usize, String)], places: &[Place<'_>]) -> Result<Vec<usize>> {
         if refused.is_empty() {
             return Ok(Vec::new());
         }
-        let quoted = refused
-            .iter()
-            .take(MAX_QUOTED)
-            .map(|(request, why)| format!("\n  request {}: {why}", request + 1));
+        let quoted =
+            refused.iter().take(MAX_QUOTED).map(|(request, why)| format!("\n  {}: {why}", places[*request]));
         let text = format!("{} refused:{}", plural(refused.len(), "answer"), quoted.collect::<String>());
         if !self.skip_failed {
             bail!(

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use outrank_ranker::TraceRecord;
-use outrank_ranker::trace::{Lengths, TraceReader, TraceWriter, approximate_tokens};
+use outrank_ranker::trace::{Lengths, TraceWriter, approximate_tokens};
 use serde::Serialize;
 
 use crate::error::usage;
@@ -16,6 +16,9 @@ use crate::progress::Progress;
 use crate::settings::{EngineSettings, FileSettings};
 
 /// Count prompt tokens, and answer tokens where only the text is there
+///
+/// Counts that the input has are kept: `prompt_tokens` unless --overwrite, `output_tokens` always. A count is of the bare
+/// text, without what a chat template adds.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  outrank trace count log.jsonl --out counted.jsonl.gz --tokenizer model.gguf"
@@ -26,6 +29,8 @@ pub(crate) struct CountArgs {
 }
 
 /// Turn {"prompt", "generated"} lines into a trace with lengths, without the texts of the answers
+///
+/// Counts that the input has are kept: `prompt_tokens` unless --overwrite, `output_tokens` always.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  outrank trace convert paper.jsonl --out trace.jsonl.gz")]
 pub(crate) struct ConvertArgs {
@@ -50,12 +55,17 @@ struct Files {
     /// Guess from words and bytes instead of counting; up to a third off
     #[arg(long)]
     approximate: bool,
+    /// Count prompts anew where the input has `prompt_tokens` already
+    #[arg(long)]
+    overwrite: bool,
 }
 
 #[derive(Serialize)]
 struct Report {
     out: String,
     requests: usize,
+    /// Prompts whose tokens were counted; the others had `prompt_tokens`.
+    counted_prompts: usize,
     /// Answers whose tokens were counted from their text.
     counted_answers: usize,
 }
@@ -64,6 +74,7 @@ type Counter = Box<dyn Fn(&str) -> u32>;
 
 /// Runs `count`.
 pub(crate) fn count(args: &CountArgs, file: FileSettings, output: &Output) -> Result<()> {
+    args.files.check()?;
     let counter = args.files.counter(file)?;
     args.files.rewrite(&counter, output, |record| {
         let text = record.generated.as_ref().filter(|_| record.output_tokens.is_empty());
@@ -75,6 +86,7 @@ pub(crate) fn count(args: &CountArgs, file: FileSettings, output: &Output) -> Re
 
 /// Runs `convert`.
 pub(crate) fn convert(args: &ConvertArgs, file: FileSettings, output: &Output) -> Result<()> {
+    args.files.check()?;
     let counter = args.files.counter(file)?;
     args.files.rewrite(&counter, output, |record| {
         let text = if args.keep_text { record.generated.clone() } else { record.generated.take() };
@@ -92,6 +104,13 @@ pub(crate) fn convert(args: &ConvertArgs, file: FileSettings, output: &Output) -
 }
 
 impl Files {
+    fn check(&self) -> Result<()> {
+        if self.input == self.out {
+            return Err(usage("--out names the input; write to another file"));
+        }
+        files::check_out(&self.out)
+    }
+
     fn counter(&self, file: FileSettings) -> Result<Counter> {
         if self.approximate {
             return Ok(Box::new(approximate_tokens));
@@ -102,27 +121,25 @@ impl Files {
         Ok(Box::new(move |text| model.count_tokens(text)))
     }
 
-    /// Reads every record, fills in its prompt tokens, lets `change` do the rest, and writes it.
+    /// Reads every record, fills in its prompt tokens where they are missing or to be overwritten, lets `change` do the rest, and writes it.
     fn rewrite(
         &self,
         counter: &Counter,
         output: &Output,
         mut change: impl FnMut(&mut TraceRecord) -> Result<bool>,
     ) -> Result<()> {
-        if self.input == self.out {
-            return Err(usage("--out names the input; write to another file"));
-        }
-        let records = TraceReader::open(&self.input, Lengths::Optional)?.collect::<Result<Vec<_>, _>>()?;
+        let records = files::placed(&self.input, Lengths::Optional)?;
         let mut writer = TraceWriter::create(&self.out)?;
-        let mut counted_answers = 0;
+        let (mut counted_prompts, mut counted_answers) = (0, 0);
         let progress = Progress::new(files::name(&self.input), records.len());
         let requests = records.len();
-        for (index, mut record) in records.into_iter().enumerate() {
-            record.prompt_tokens = Some(counter(&record.text()));
-            match change(&mut record) {
-                Ok(counted) => counted_answers += usize::from(counted),
-                Err(error) => bail!("{}: request {}: {error}", self.input.display(), index + 1),
+        for (place, mut record) in records {
+            if self.overwrite || record.prompt_tokens.is_none() {
+                record.prompt_tokens = Some(counter(&record.text()));
+                counted_prompts += 1;
             }
+            let counted = change(&mut record).with_context(|| place.to_string())?;
+            counted_answers += usize::from(counted);
             writer.write(&record)?;
             progress.step();
         }
@@ -130,9 +147,11 @@ impl Files {
         writer.finish()?;
         let out = self.out.display().to_string();
         let text = format!(
-            "{out}: {}, {counted_answers} answers counted from their text",
-            plural(requests, "request")
+            "{out}: {}; counted {} (the others had their tokens) and {} from their text",
+            plural(requests, "request"),
+            plural(counted_prompts, "prompt"),
+            plural(counted_answers, "answer"),
         );
-        output.result(&Report { out, requests, counted_answers }, &text)
+        output.result(&Report { out, requests, counted_prompts, counted_answers }, &text)
     }
 }

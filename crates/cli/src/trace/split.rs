@@ -10,6 +10,7 @@ use outrank_ranker::trace::{Lengths, held_out, read_trace, write_trace};
 use serde::Serialize;
 
 use crate::error::usage;
+use crate::files::check_out;
 use crate::output::Output;
 use crate::trace::duplicates::{NearPair, near_pairs, shingles};
 
@@ -76,6 +77,9 @@ pub(crate) fn run(args: &SplitArgs, output: &Output) -> Result<()> {
         || (args.train.is_some() && args.train == args.held_out)
     {
         return Err(usage("--train, --held-out and the input must be three different files"));
+    }
+    for out in outputs.into_iter().flatten() {
+        check_out(out)?;
     }
     let records = read_trace(&args.input, Lengths::Optional)?;
     let (test, mut train): (Vec<TraceRecord>, Vec<TraceRecord>) = records.into_iter().partition(held_out);

@@ -6,8 +6,8 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -94,6 +94,8 @@ pub(crate) struct FakeState {
     pub(crate) in_flight: AtomicUsize,
     pub(crate) most_in_flight: AtomicUsize,
     pub(crate) hints: AtomicUsize,
+    /// What was asked, in the order in which it came.
+    pub(crate) bodies: Mutex<Vec<Value>>,
     /// From this request on, every answer is 503.
     pub(crate) breaks_after: Option<usize>,
     /// Prompts that contain this are refused with 400.
@@ -112,6 +114,7 @@ impl FakeServer {
             .route("/v1/models", get(|| async { Json(json!({"object": "list", "data": [{"id": "fake"}]})) }))
             .route("/v1/chat/completions", post(answer))
             .route("/v1/completions", post(answer))
+            .route("/v1/outrank/requests/{id}", get(stand))
             .with_state(Arc::clone(&state));
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let address: SocketAddr = listener.local_addr().unwrap();
@@ -120,8 +123,14 @@ impl FakeServer {
     }
 }
 
+/// One segment only: an id with a slash is found if the client encodes it.
+async fn stand(axum::extract::Path(id): axum::extract::Path<String>) -> Json<Value> {
+    Json(json!({"request_id": id, "status": "in_progress", "choices": []}))
+}
+
 async fn answer(State(state): State<Arc<FakeState>>, Json(body): Json<Value>) -> Response {
     let number = state.requests.fetch_add(1, Ordering::SeqCst);
+    state.bodies.lock().unwrap().push(body.clone());
     let prompt =
         body["prompt"].as_str().or(body["messages"][0]["content"].as_str()).unwrap_or_default().to_owned();
     if state.refuses.is_some_and(|word| prompt.contains(word)) {

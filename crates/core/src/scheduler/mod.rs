@@ -15,8 +15,8 @@ use crate::entry::{Entry, Estimates, Prediction};
 use crate::starvation::StarvationTimers;
 use crate::{
     Capacity, CapacityError, Event, KvLedger, MonitorSettings, OvertakeLog, Place, Placement, Plan, Policy,
-    Rank, RankMonitor, RankQueue, Request, RequestId, Score, ServiceModel, State, SwitchCost, SwitchMethod,
-    Timestamp, Trust,
+    Rank, RankMonitor, RankQueue, Request, RequestId, Score, ServiceModel, State, StepSample, SwitchCost,
+    SwitchMethod, Timestamp, Trust,
 };
 
 /// Weight of the newest finished request in the running mean of output lengths.
@@ -128,8 +128,6 @@ pub struct Scheduler {
     /// When the keys of all who wait were last taken, for policies whose order changes with time.
     rekeyed_at: Timestamp,
     plan: Plan,
-    /// Sequences decoded and tokens prefilled by the last plan.
-    last_batch: (u32, u32),
     counters: Counters,
 }
 
@@ -154,7 +152,6 @@ impl Scheduler {
             timers: StarvationTimers::default(),
             rekeyed_at: Timestamp::ZERO,
             plan: Plan::default(),
-            last_batch: (0, 0),
             counters: Counters::default(),
             policy,
             config,
@@ -212,9 +209,8 @@ impl Scheduler {
         self.estimates.now = now;
         match event {
             Event::StepTook(took) => {
-                let (decodes, prefill_tokens) = self.last_batch;
-                if decodes + prefill_tokens > 0 {
-                    self.estimates.service.learn(decodes, prefill_tokens, took);
+                if !self.plan.batch.is_empty() {
+                    self.estimates.service.learn(&StepSample::new(&self.plan.batch, took));
                 }
             }
             Event::Scored(id, score) => self.with_slot(id, |this, slot| {
@@ -225,10 +221,7 @@ impl Scheduler {
                 }
             }),
             Event::Token(id) => self.with_slot(id, |this, slot| this.entries[slot].generated_tokens += 1),
-            Event::SwapLost(id) => self.with_slot(id, |this, slot| {
-                this.drop_swapped(slot);
-                this.entries[slot].computed_tokens = 0;
-            }),
+            Event::SwapLost(id) => self.with_slot(id, Self::lose_kv),
             Event::Finished(id) => self.with_slot(id, |this, slot| {
                 let tokens = f64::from(this.entries[slot].generated_tokens);
                 let mean_tokens = &mut this.estimates.mean_tokens;
@@ -410,6 +403,20 @@ impl Scheduler {
         let swapped = self.swapped_blocks + crate::blocks_for(entry.computed_tokens);
         let may_swap = entry.computed_tokens > 0 && swapped <= self.config.switch_cost.max_swapped_blocks;
         self.config.switch_cost.cheapest(entry.computed_tokens, self.estimates.service.prefill_s, may_swap)
+    }
+
+    /// Forgets the KV of a request, and the slice of it that the last plan ordered: its context is computed anew, on its
+    /// seat if it has one.
+    fn lose_kv(&mut self, slot: usize) {
+        self.drop_swapped(slot);
+        let id = self.entries[slot].request.id;
+        let ordered = self.plan.batch.iter().position(|slice| slice.id == id);
+        let ordered_tokens = ordered.map_or(0, |at| self.plan.batch.remove(at).tokens);
+        let computed_tokens = std::mem::take(&mut self.entries[slot].computed_tokens);
+        self.counters.recomputed_tokens += u64::from(computed_tokens - ordered_tokens);
+        if self.entries[slot].state == State::Paused {
+            self.requeue(slot);
+        }
     }
 
     fn drop_swapped(&mut self, slot: usize) {

@@ -24,11 +24,8 @@ impl Scheduler {
         self.promote_starving();
         self.make_room();
         let mut budget = self.decode();
-        self.last_batch = (self.plan.batch.len() as u32, 0);
         self.prefill_running(&mut budget);
         self.admit(now, &mut budget);
-        let processed: u32 = self.plan.batch.iter().map(|slice| slice.tokens).sum();
-        self.last_batch.1 = processed - self.last_batch.0;
         self.account_starvation();
         &self.plan
     }

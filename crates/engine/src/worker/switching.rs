@@ -35,12 +35,14 @@ impl Worker<'_> {
         self.vacate(id);
     }
 
-    /// Gives a request the lowest free seat and restores its KV if it was swapped out.
-    pub(super) fn seat(&mut self, seated: Seated, now: Instant) {
+    /// Gives a request the lowest free seat and restores its KV if it was swapped out. Returns whether it can go on from
+    /// there; otherwise the scheduler knows that its context, prompt and output so far, is to be computed anew.
+    pub(super) fn seat(&mut self, seated: Seated, now: Instant) -> bool {
         let id = seated.id;
         let free = self.seats.iter().position(Option::is_none);
         let (Some(seat), Some(job)) = (free, self.jobs.get_mut(&id)) else {
-            return self.fail(id, "the scheduler seated more requests than there are seats");
+            self.fail(id, "the scheduler seated more requests than there are seats");
+            return false;
         };
         job.sit(seat as u32, now);
         let saved = job.saved.take();
@@ -49,16 +51,19 @@ impl Worker<'_> {
             self.stats.swapped_bytes -= saved.bytes() as u64;
         }
         if !seated.restore {
-            return;
+            return true;
         }
         let restored = match &saved {
             Some(saved) => self.executor.restore(seat as u32, saved),
             None => Err("nothing was saved".to_owned()),
         };
-        match restored {
-            Ok(()) => self.stats.swapped_in += 1,
-            Err(reason) => self.fail(id, &format!("cannot restore the paused request: {reason}")),
+        if let Err(reason) = restored {
+            tracing::warn!(id = id.0, reason, "cannot restore a paused request: computing its context again");
+            self.scheduler.observe(self.now(), Event::SwapLost(id));
+            return false;
         }
+        self.stats.swapped_in += 1;
+        true
     }
 
     /// Moves sequences so that the taken seats are the lowest ones: llama.cpp computes consecutive seats together,
@@ -85,7 +90,7 @@ impl Worker<'_> {
         let mut members = Vec::with_capacity(slices.len());
         let mut tokens = Vec::new();
         for slice in slices {
-            // A request that failed while it was seated has left since the plan was made.
+            // A request that failed has left since the plan was made.
             let Some((job, seat)) = self.jobs.get(&slice.id).and_then(|job| Some((job, job.seat?))) else {
                 continue;
             };

@@ -23,7 +23,7 @@ mod write;
 
 pub use read::{Lengths, MAX_LINE_BYTES, TraceReader, read_trace};
 pub use split::{HELD_OUT_DIVISOR, held_out, held_out_text};
-pub use write::{TraceWriter, write_trace, write_whole};
+pub use write::{TraceWriter, check_writable, write_trace, write_whole};
 
 use std::path::PathBuf;
 

@@ -48,6 +48,11 @@ impl<'a> TraceReader<'a> {
         Ok(Self { path: path.to_owned(), lines, lengths, line: 0, buffer: Vec::new(), failed: false })
     }
 
+    /// The line of the record read last, from 1: for errors about what it says.
+    pub fn line(&self) -> u64 {
+        self.line
+    }
+
     fn next_line(&mut self) -> Result<Option<TraceRecord>, TraceError> {
         loop {
             self.buffer.clear();

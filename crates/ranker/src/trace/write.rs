@@ -93,10 +93,27 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     put_in_place(temporary, path)
 }
 
+/// Whether [`write_whole`], a [`TraceWriter`] or a ranker could write to `path`: a temporary file beside it is made and
+/// removed again. What is at `path` is not touched, and nothing is made there.
+///
+/// # Errors
+/// Why not; the folder is named where it does not exist.
+pub fn check_writable(path: &Path) -> std::io::Result<()> {
+    let folder = folder_of(path);
+    if !folder.is_dir() {
+        let message = format!("there is no folder {}", folder.display());
+        return Err(std::io::Error::new(std::io::ErrorKind::NotFound, message));
+    }
+    temporary_beside(path).map(drop)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// A temporary file in the folder of `path`, so that a rename stays on one file system.
 fn temporary_beside(path: &Path) -> std::io::Result<NamedTempFile> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    NamedTempFile::new_in(folder)
+    NamedTempFile::new_in(folder_of(path))
 }
 
 /// Syncs a temporary file and renames it over `path`, readable as an ordinary new file is.

@@ -30,7 +30,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/models", get(models::list))
         // Names of models often have slashes.
         .route("/v1/models/{*id}", get(models::one))
-        .route("/v1/outrank/requests/{id}", get(requests::one))
+        // So may the ids that clients give.
+        .route("/v1/outrank/requests/{*id}", get(requests::one))
         .route_layer(from_fn_with_state(Arc::clone(&app), authenticate));
     Router::new()
         .merge(guarded)

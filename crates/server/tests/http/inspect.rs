@@ -43,6 +43,18 @@ async fn who_waits_learns_position_prediction_eta_and_why() {
     assert!(choice["timings"]["e2e_ms"].as_f64() > Some(0.0) && choice["schedule"].is_null());
 }
 
+#[tokio::test]
+async fn a_request_is_found_by_an_id_with_slashes_encoded_or_not() {
+    let server = serve_default().await;
+    let request = server.post("/v1/chat/completions", &chat_body(json!({})));
+    request.header("x-request-id", "team/a:7+b=@c").send().await.unwrap().text().await.unwrap();
+    for path in ["team/a:7+b=@c", "team%2Fa%3A7%2Bb%3D%40c"] {
+        let record = json_of(server.get(&format!("/v1/outrank/requests/{path}")).await).await;
+        assert_eq!(record["request_id"], "team/a:7+b=@c", "{path}");
+    }
+    assert_eq!(error_code(server.get("/v1/outrank/requests/team/b").await, 404).await, "request_not_found");
+}
+
 fn status(record: &Value) -> &str {
     record["status"].as_str().unwrap()
 }
