@@ -126,23 +126,33 @@ def read_log(path):
 
 
 def timed_steps(steps, phases):
-    """Yields a record for every step inside one of `phases`, a list of {"phase", "start", "end"}.
+    """Yields a record for every step inside one of `phases`, a list of {"phase", "start", "end"}; times from its start.
 
     `took_s` is the time since the step before was done. A step scheduled only after that found the engine idle: it is
-    marked `idle`, and its `took_s` counts from the start of its schedule().
+    marked `idle`, and its `took_s` counts from the start of its schedule(). `blocked_s` is how long the engine waited for
+    the step after it had launched the next forward pass (which includes about a millisecond of launching the sampling):
+    where it is near that millisecond, the CPU held the engine up and not the GPU.
     """
     names = ("prefill_tokens", "prefills", "chunks", "prefill_context", "prefill_pairs", "decodes", "context_tokens",
              "waiting", "running", "preempted")  # fmt: skip
     previous, rest = None, deque(sorted(phases, key=lambda phase: phase["start"]))
-    for step in steps:
+    for step, following in zip(steps, [*steps[1:], None]):
         while rest and step["t"] > rest[0]["end"]:
             rest.popleft()
         idle = previous is None or step["t"] >= previous
         if rest and step["t"] >= rest[0]["start"]:
-            record = {"phase": rest[0]["phase"], "t": round(step["t"] - rest[0]["start"], 6)}
-            record |= {name: step[name] for name in names}
-            record["launch_s"] = round(step["launched"] - step["scheduled"], 6)
-            record["took_s"] = round(step["done"] - (step["t"] if idle else previous), 6)
+            start = rest[0]["start"]
+            last = following is None or following["t"] >= step["done"]
+            record = {"phase": rest[0]["phase"]} | {name: step[name] for name in names}
+            times = {
+                "took_s": step["done"] - (step["t"] if idle else previous),
+                "t_s": step["t"] - start,
+                "launched_s": step["launched"] - start,
+                "done_s": step["done"] - start,
+                "schedule_s": step["scheduled"] - step["t"],
+            }
+            record |= {name: round(value, 5) for name, value in times.items()}
+            record["blocked_s"] = None if last else round(step["done"] - following["launched"], 5)
             record["idle"] = idle
             yield record
         previous = step["done"]

@@ -75,6 +75,8 @@ pub(crate) struct Entry {
     pub(crate) batched_at_step: u64,
     /// Later arrivals that had started when it did.
     pub(crate) overtaken_by: u64,
+    /// Names it to the monitor; `None` before it starts and where it had no score then.
+    pub(crate) ticket: Option<u64>,
 }
 
 impl Entry {

@@ -115,7 +115,7 @@ fn answers(
     let scoring = Scoring { request_s: args.score_s, blocking: args.blocking_scores };
     let mut monitor = MonitorSettings::default();
     if args.no_monitor {
-        monitor.min_requests = usize::MAX;
+        monitor.z = f64::INFINITY;
     }
     let simulation = Simulation::new(profile, policy.policy(), scoring, monitor)?;
     let mut answers = Vec::with_capacity(jobs.len());

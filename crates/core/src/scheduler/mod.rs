@@ -196,6 +196,7 @@ impl Scheduler {
             paused_at_step: 0,
             batched_at_step: 0,
             overtaken_by: 0,
+            ticket: None,
         });
         self.slots.insert(id, slot);
         self.counters.submitted += 1;
@@ -227,15 +228,8 @@ impl Scheduler {
                 let mean_tokens = &mut this.estimates.mean_tokens;
                 *mean_tokens += NEWEST_LENGTH_WEIGHT * (tokens - *mean_tokens);
                 this.counters.finished += 1;
-                let entry = &this.entries[slot];
-                // What ended at the limit says only that it would have been longer.
-                let judged =
-                    entry.prediction.filter(|_| entry.generated_tokens < entry.request.known_limit_tokens());
-                let tokens = entry.generated_tokens;
+                this.judge(slot);
                 this.leave(slot);
-                if let Some(prediction) = judged {
-                    this.judge(prediction.score, tokens);
-                }
             }),
             Event::Cancelled(id) => self.with_slot(id, |this, slot| {
                 this.counters.cancelled += 1;
@@ -346,9 +340,19 @@ impl Scheduler {
         self.requeue_all();
     }
 
-    /// Compares a finished request with its score; when that changes the verdict on the ranker, the queue follows.
-    fn judge(&mut self, score: Score, tokens: u32) {
-        if self.monitor.finished(score, tokens) && self.policy.falls_back() {
+    /// Tells the monitor how long a finished request was; when that changes the verdict on the ranker, the queue follows.
+    fn judge(&mut self, slot: usize) {
+        let entry = &mut self.entries[slot];
+        let tokens = entry.generated_tokens;
+        let Some(ticket) = entry.ticket.take() else { return };
+        if tokens >= entry.request.known_limit_tokens() {
+            // What ended at its limit says only that it would have been longer.
+            self.monitor.leave(ticket);
+            return;
+        }
+        let open = self.running.iter().map(|&slot| &self.entries[slot]);
+        let open = open.filter_map(|entry| Some((entry.ticket?, entry.generated_tokens)));
+        if self.monitor.finish(ticket, tokens, open) && self.policy.falls_back() {
             self.estimates.trust = self.monitor.trust();
             self.requeue_all();
             for at in 0..self.running.len() {
@@ -438,6 +442,9 @@ impl Scheduler {
             }
         }
         let entry = self.entries.remove(slot);
+        if let Some(ticket) = entry.ticket {
+            self.monitor.leave(ticket);
+        }
         self.slots.remove(&entry.request.id);
     }
 

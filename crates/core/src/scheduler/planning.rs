@@ -139,6 +139,8 @@ impl Scheduler {
             let overtaken_by = self.overtakes.start(self.entries[slot].number);
             self.entries[slot].overtaken_by = overtaken_by;
             self.counters.overtakes += overtaken_by;
+            let prediction = self.entries[slot].prediction;
+            self.entries[slot].ticket = prediction.map(|prediction| self.monitor.start(prediction.score));
         }
         let restore = self.entries[slot].swapped_blocks > 0;
         self.drop_swapped(slot);
