@@ -1,10 +1,10 @@
 """Runs seeded synthetic requests through vLLM under several policies and records what each request lived through.
 
-usage: python3 reality.py --model DIR --out DIR --plan main|small-kv [--seconds LIMIT]
+usage: python3 reality.py --model DIR --out DIR --plan main|small-kv|tight-kv [--seconds LIMIT]
 
 Writes to --out as results come: `reality-PLAN.jsonl` (a header line for each run, then a line for each of its
-requests), `raw-PLAN.jsonl` (the log of steplog.py), `phases-PLAN.jsonl`, and at the end `steps-PLAN.jsonl`.
-`README.md` beside the results says what the fields mean.
+requests), `raw-PLAN.jsonl` (the log of steplog.py) and `phases-PLAN.jsonl`. collect.py joins them; results/h200/README.md
+says what the fields mean.
 """
 
 import argparse
@@ -25,6 +25,7 @@ SEED = 20261122
 POPULATION = 4000
 SEATS = 256
 RUN_LIMIT_S = 170
+KV_TOKENS = {"small-kv": 131072, "tight-kv": 65536}  # plans with less KV memory than the GPU has
 
 
 def population():
@@ -68,8 +69,8 @@ class Driver:
             compilation_config={"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}, gpu_memory_utilization=0.9,
             disable_log_stats=False, scheduler_cls="steplog.StepLog",
         )  # fmt: skip
-        if args.plan == "small-kv":
-            options["num_gpu_blocks_override"] = 131072 // 16
+        if args.plan in KV_TOKENS:
+            options["num_gpu_blocks_override"] = KV_TOKENS[args.plan] // 16
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
         self.requests = population()
         self.about = steplog.read_log(self.raw)[0] | {"gpu": gpu_name(), "vllm": vllm_version(), "seed": SEED}
@@ -199,12 +200,12 @@ class Driver:
 
     async def main(self):
         """The plan: most wanted first, as a late phase is skipped when time runs out."""
-        burst = [0.0] * (800 if self.args.plan == "small-kv" else 2000)
+        burst = [0.0] * (800 if self.args.plan in KV_TOKENS else 2000)
         await self.phase("warm", lambda: self.group(200, 200, 100))
         await self.phase("warm", lambda: self.group(30, 1500, 20))
-        if self.args.plan == "small-kv":
+        if self.args.plan in KV_TOKENS:
             for policy in ("fcfs", "rank", "oracle"):
-                await self.run(f"small-kv-burst-{policy}", policy, burst, "burst", need_s=40)
+                await self.run(f"{self.args.plan}-burst-{policy}", policy, burst, "burst", need_s=35)
             return
         await self.run("burst-fcfs", "fcfs", burst, "burst")
         capacity = self.capacity("burst-fcfs")
@@ -215,11 +216,6 @@ class Driver:
             rate = round(load * capacity, 3)
             for policy in ("fcfs", "rank", "oracle"):
                 await self.run(f"poisson-{load}-{policy}", policy, poisson(rate, 45), "poisson", rate, load, 90)
-
-    def finish(self):
-        """Turns the raw log into the timed steps of all phases."""
-        phases = [json.loads(line) for line in open(self.path("phases"))]
-        self.append("steps", steplog.timed_steps(steplog.read_log(self.raw)[1], phases))
 
 
 def show(header, records):
@@ -250,13 +246,12 @@ async def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--out", required=True)
-    parser.add_argument("--plan", choices=("main", "small-kv"), default="main")
+    parser.add_argument("--plan", choices=("main", *KV_TOKENS), default="main")
     parser.add_argument("--seconds", type=float, default=800, help="start no phase that would end later than this")
     driver = Driver(parser.parse_args())
     try:
         await driver.main()
     finally:
-        driver.finish()
         driver.engine.shutdown()
     print("finished", round(time.monotonic() - driver.began, 1), flush=True)
 

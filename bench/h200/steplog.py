@@ -5,8 +5,8 @@ the log describes the engine, every other line one step. All times are CLOCK_MON
 `time.monotonic()` of the client on the same machine.
 
 Async scheduling keeps two steps in flight: schedule(k) and the launch of step k run while step k-1 is on the GPU, then
-the engine waits for step k-1. So step k takes its turn from `done` of step k-1 to `done` of step k, and the gap between
-two schedule() calls shows the step scheduled one call earlier (a lag of one).
+the engine waits for step k-1. So step k takes its turn from `done` of step k-1 to `done` of step k. A gap between two
+schedule() calls holds the CPU work for the step scheduled then and the GPU work of the step scheduled one call earlier.
 """
 
 import json

@@ -19,7 +19,7 @@ const INTERRUPTED: i32 = 130;
 /// Serve a model over the OpenAI API, in learned-rank order
 ///
 /// Answers /v1/chat/completions, /v1/completions and /v1/models, streaming or whole. Every request is scored by the ranker
-/// and gets a virtual deadline, arrival + min(stretch x expected service, patience); the earliest goes first.
+/// and gets a virtual deadline, its arrival plus a head start for shorter ones, bounded by --patience-s; the earliest goes first.
 /// /v1/outrank/requests/ID tells where a request stands and why; /metrics, /health/live and /health/ready are for machines.
 ///
 /// On SIGTERM or Ctrl-C it accepts no more, finishes what runs within --drain-s, and exits; a second one ends it at once.
@@ -30,7 +30,7 @@ const INTERRUPTED: i32 = 130;
     outrank serve --host 0.0.0.0 --port 80 --api-key secret\n  \
     OUTRANK_POLICY=fcfs outrank serve\n\n\
     outrank.toml:\n  \
-    [serve]\n  port = 8080\n  [engine]\n  seats = 16\n  [policy]\n  stretch = 5.0\n\n\
+    [serve]\n  port = 8080\n  [engine]\n  seats = 16\n  [policy]\n  patience_s = 60.0\n\n\
     OUTRANK_LOG sets what is logged to stderr: error, warn (default), info, debug.")]
 pub(crate) struct ServeArgs {
     #[command(flatten)]

@@ -97,15 +97,21 @@ settings! {
 settings! {
     /// Table `[policy]`.
     PolicyFlags {
-        /// outrank: seconds of waiting that a second of expected service is worth; 0 is FCFS [default: 10]
-        #[arg(long, env = "OUTRANK_STRETCH", value_name = "RATIO", help_heading = "Policy")]
-        stretch: f64,
-        /// outrank: longest head start of any later arrival, in seconds [default: 120]
+        /// outrank: head start of later arrivals over a long request, per second of backlog [default: 3]
+        #[arg(long, env = "OUTRANK_BACKLOG_FACTOR", value_name = "RATIO", help_heading = "Policy")]
+        backlog_factor: f64,
+        /// outrank: ... and per second of a mean request's service [default: 5]
+        #[arg(long, env = "OUTRANK_SERVICE_FACTOR", value_name = "RATIO", help_heading = "Policy")]
+        service_factor: f64,
+        /// outrank: share of a mean request's service from which on a request counts as long [default: 0.2]
+        #[arg(long, env = "OUTRANK_KNEE", value_name = "SHARE", help_heading = "Policy")]
+        knee: f64,
+        /// outrank: longest head start of any later arrival, in seconds; 0 is FCFS [default: 300]
         #[arg(long, env = "OUTRANK_PATIENCE_S", value_name = "SECONDS", help_heading = "Policy")]
         patience_s: f64,
-        /// outrank: preempt only for a gain of this many seconds in the deadline [default: 5]
-        #[arg(long, env = "OUTRANK_MIN_GAIN_S", value_name = "SECONDS", help_heading = "Policy")]
-        min_gain_s: f64,
+        /// outrank: preempt only for a gain of this many mean services in the deadline [default: 1]
+        #[arg(long, env = "OUTRANK_MIN_GAIN_SERVICES", value_name = "RATIO", help_heading = "Policy")]
+        min_gain_services: f64,
         /// outrank: ... and of this multiple of what the switch costs [default: 20]
         #[arg(long, env = "OUTRANK_SWITCH_COST_FACTOR", value_name = "RATIO", help_heading = "Policy")]
         switch_cost_factor: f64,
@@ -172,9 +178,11 @@ impl PolicyFlags {
     pub(crate) fn settings(&self) -> Result<PolicySettings> {
         let mut settings = PolicySettings::default();
         let outrank = &mut settings.outrank;
-        set_positive(&mut outrank.stretch, self.stretch, "stretch")?;
+        set_positive(&mut outrank.backlog_factor, self.backlog_factor, "backlog_factor")?;
+        set_positive(&mut outrank.service_factor, self.service_factor, "service_factor")?;
+        set_positive(&mut outrank.knee, self.knee, "knee")?;
         set_positive(&mut outrank.patience_s, self.patience_s, "patience_s")?;
-        set_positive(&mut outrank.min_gain_s, self.min_gain_s, "min_gain_s")?;
+        set_positive(&mut outrank.min_gain_services, self.min_gain_services, "min_gain_services")?;
         set_positive(&mut outrank.switch_cost_factor, self.switch_cost_factor, "switch_cost_factor")?;
         set(&mut outrank.max_preemptions_per_step, self.max_preemptions_per_step);
         set(&mut outrank.max_preemptions_per_request, self.max_preemptions_per_request);
@@ -238,10 +246,10 @@ mod tests {
 
     #[test]
     fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
-        let file = file("[policy]\nstretch = 3\npatience_s = 7\n").unwrap();
-        let flags = PolicyFlags { stretch: Some(5.0), ..PolicyFlags::default() };
+        let file = file("[policy]\nbacklog_factor = 1\npatience_s = 7\n").unwrap();
+        let flags = PolicyFlags { backlog_factor: Some(5.0), ..PolicyFlags::default() };
         let settings = flags.or(file.policy).settings().unwrap();
-        assert_eq!((settings.outrank.stretch, settings.outrank.patience_s), (5.0, 7.0));
+        assert_eq!((settings.outrank.backlog_factor, settings.outrank.patience_s), (5.0, 7.0));
         assert_eq!(settings.ltr, PolicySettings::default().ltr);
     }
 
@@ -251,9 +259,11 @@ mod tests {
         let (PolicySettings { outrank, ltr, .. }, engine) =
             (PolicySettings::default(), EngineConfig::default());
         for (flag, default) in [
-            ("stretch", outrank.stretch.to_string()),
+            ("backlog_factor", outrank.backlog_factor.to_string()),
+            ("service_factor", outrank.service_factor.to_string()),
+            ("knee", outrank.knee.to_string()),
             ("patience_s", outrank.patience_s.to_string()),
-            ("min_gain_s", outrank.min_gain_s.to_string()),
+            ("min_gain_services", outrank.min_gain_services.to_string()),
             ("switch_cost_factor", outrank.switch_cost_factor.to_string()),
             ("max_preemptions_per_step", outrank.max_preemptions_per_step.to_string()),
             ("max_preemptions_per_request", outrank.max_preemptions_per_request.to_string()),
@@ -283,8 +293,8 @@ mod tests {
 
     #[test]
     fn a_value_out_of_range_is_refused_wherever_it_comes_from() {
-        let settings = file("[policy]\nstretch = nan\n").unwrap();
-        assert!(format!("{:#}", settings.policy.settings().unwrap_err()).contains("stretch"));
+        let settings = file("[policy]\nknee = nan\n").unwrap();
+        assert!(format!("{:#}", settings.policy.settings().unwrap_err()).contains("knee"));
         assert!(format!("{:#}", file("[serve]\npolicy = \"sjf\"\n").unwrap_err()).contains("oracle-sjf"));
     }
 

@@ -1,7 +1,8 @@
 //! What the scheduler remembers of one request.
 
 use crate::{
-    Policy, Rank, Request, RequestView, Score, ServiceModel, State, Timestamp, Trust, Unscored, blocks_for,
+    Load, Policy, Rank, Request, RequestView, Score, ServiceModel, State, Timestamp, Trust, Unscored,
+    blocks_for,
 };
 
 /// A score, and what follows from it for one request.
@@ -26,6 +27,7 @@ pub(crate) struct Estimates {
     /// Recent mean output length.
     pub(crate) mean_tokens: f64,
     pub(crate) unscored: Unscored,
+    pub(crate) load: Load,
     /// Whether scores count: not while the ranker is distrusted.
     pub(crate) trust: Trust,
     /// The time of the last call.
@@ -37,7 +39,14 @@ impl Estimates {
     pub(crate) fn first(service: ServiceModel, unscored_tokens: f64) -> Self {
         let tokens = unscored_tokens.max(1.0);
         let unscored = Unscored { tokens, service_s: service.service_s(0, tokens) };
-        Self { service, mean_tokens: tokens, unscored, trust: Trust::Trusted, now: Timestamp::ZERO }
+        Self {
+            service,
+            mean_tokens: tokens,
+            unscored,
+            load: Load::default(),
+            trust: Trust::Trusted,
+            now: Timestamp::ZERO,
+        }
     }
 }
 
@@ -108,6 +117,7 @@ impl Entry {
             service: &estimates.service,
             now: estimates.now,
             backlog_at_arrival_s: self.backlog_s,
+            load: estimates.load,
         }
     }
 

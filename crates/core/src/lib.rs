@@ -33,7 +33,7 @@ pub use kv::{KvLedger, blocks_for};
 pub use monitor::{MonitorSettings, RankMonitor, Trust};
 pub use overtake::OvertakeLog;
 pub use plan::{Pause, Plan, Seated, Slice, SwitchMethod};
-pub use policy::{Hysteresis, Key, Policy, Preemption, RequestView, Unscored};
+pub use policy::{Hysteresis, Key, LOAD_STEP, Load, Policy, Preemption, RequestView, Unscored};
 pub use queue::{Place, Rank, RankQueue};
 pub use request::{Request, RequestId};
 pub use scheduler::{Counters, Rejection, Scheduler, SchedulerConfig};

@@ -43,6 +43,19 @@ pub struct Unscored {
     pub service_s: f64,
 }
 
+/// How busy the host is, as far as keys depend on it. It moves in steps of [`LOAD_STEP`], so that keys stand still in
+/// between.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Load {
+    /// Expected seconds until everyone who waits has been served, on all seats together.
+    pub backlog_s: f64,
+    /// Mean seconds of service of a request.
+    pub mean_service_s: f64,
+}
+
+/// Factor by which the backlog must have changed before the keys of those who wait are taken anew.
+pub const LOAD_STEP: f64 = 1.2;
+
 /// What a policy may look at.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestView<'a> {
@@ -66,6 +79,8 @@ pub struct RequestView<'a> {
     /// Expected seconds until everyone who waited when this request arrived has been served, on all seats together.
     /// It never changes.
     pub backlog_at_arrival_s: f64,
+    /// How busy the host is.
+    pub load: Load,
 }
 
 impl RequestView<'_> {
@@ -74,10 +89,15 @@ impl RequestView<'_> {
         self.now.since(self.request.arrival).as_secs_f64()
     }
 
+    /// Output tokens still to come at most, as far as a prediction may know; at least 1.
+    pub fn limit_tokens(&self) -> f64 {
+        f64::from(self.request.known_limit_tokens().saturating_sub(self.generated_tokens).max(1))
+    }
+
     /// Expected output tokens still to come, at least 1 and at most what `max_tokens` allows. For a request
     /// without score it does not depend on the request, so that such requests keep the order of arrival.
     pub fn remaining_tokens(&self) -> f64 {
-        let limit = f64::from(self.request.known_limit_tokens().saturating_sub(self.generated_tokens).max(1));
+        let limit = self.limit_tokens();
         match self.score {
             Some(score) => score.remaining_tokens(self.generated_tokens).min(limit),
             None => self.predicted_tokens.max(1.0),
@@ -133,13 +153,18 @@ pub trait Policy: Debug + Send {
     }
 
     /// Whether running requests may lose their seat.
-    fn preemption(&self) -> Preemption {
+    fn preemption(&self, _load: Load) -> Preemption {
         Preemption::Never
     }
 
     /// Starvation prevention by promotion, if the policy has it.
     fn starvation(&self) -> Option<Starvation> {
         None
+    }
+
+    /// Whether keys depend on [`RequestView::load`]: they are then taken anew when it moves.
+    fn follows_load(&self) -> bool {
+        false
     }
 
     /// Whether the policy goes by arrival when the scheduler's [`crate::RankMonitor`] distrusts the ranker; requests then

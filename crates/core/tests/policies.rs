@@ -31,7 +31,13 @@ fn fcfs_serves_in_order_of_arrival_and_the_others_let_short_ones_pass() {
     assert_eq!(finishing_order("oracle-sjf", jobs(), 1), [0, 2, 3, 1], "the first keeps its seat");
     assert_eq!(finishing_order("oracle-srtf", jobs(), 1), [2, 3, 1, 0], "the first loses its seat");
     assert_eq!(finishing_order("ltr", jobs(), 1), [2, 3, 1, 0]);
-    assert_eq!(finishing_order("outrank", jobs(), 1), [0, 2, 3, 1], "too little to gain for a switch");
+    assert_eq!(finishing_order("sjf", jobs(), 1), [0, 2, 3, 1]);
+    assert_eq!(finishing_order("outrank", jobs(), 1), [2, 3, 1, 0]);
+    assert_eq!(
+        finishing_order("outrank", vec![job(0, 12), job(1, 10)], 1),
+        [0, 1],
+        "too little to gain for a switch"
+    );
     let long_first = vec![job(0, 2000), job(1, 3)];
     assert_eq!(finishing_order("outrank", long_first, 1), [1, 0], "much to gain");
 }
@@ -39,7 +45,7 @@ fn fcfs_serves_in_order_of_arrival_and_the_others_let_short_ones_pass() {
 #[test]
 fn requests_without_score_keep_the_order_of_arrival() {
     let unscored = |arrival_ms, output_tokens| Job { predicted: None, ..job(arrival_ms, output_tokens) };
-    for name in ["outrank", "ltr", "fcfs", "class", "po", "hrrn", "tie"] {
+    for name in ["outrank", "ltr", "fcfs", "sjf", "class", "po", "hrrn", "tie"] {
         let jobs = vec![unscored(0, 30), unscored(5, 3), unscored(6, 20), unscored(7, 1)];
         assert_eq!(finishing_order(name, jobs, 1), [0, 1, 2, 3], "{name}");
     }
@@ -158,11 +164,11 @@ fn a_long_prefill_keeps_nobody_from_a_seat_that_was_cleared_for_it() {
 }
 
 #[test]
-fn a_request_that_outlives_its_prediction_keeps_its_seat_under_outrank() {
+fn a_request_that_outlives_its_prediction_falls_back_behind_short_ones_under_outrank() {
     let jobs = vec![Job { predicted: Some(2.0), ..job(0, 400) }, job(0, 5), job(0, 5)];
-    let eager = Outrank { min_gain_s: 0.1, ..Outrank::default() };
+    let eager = Outrank { min_gain_services: 0.01, ..Outrank::default() };
     let (outcomes, ..) = Host::new(config(capacity(1, 200), 100), Box::new(eager), jobs).run();
-    assert!(outcomes[0].finished_ms < outcomes[1].finished_ms);
+    assert!(outcomes[1].finished_ms < outcomes[0].finished_ms && outcomes[1].finished_ms > 20);
 }
 
 #[test]

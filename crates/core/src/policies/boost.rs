@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Outrank;
-use crate::{Hysteresis, Key, Policy, Preemption, RequestView};
+use crate::{Hysteresis, Key, Load, Policy, Preemption, RequestView};
 
 /// γ-Boost on what is known without a prediction: "Strongly Tail-Optimal Scheduling in the Light-Tailed M/G/1" (Yu
 /// and Scully, SIGMETRICS 2024, arXiv 2404.08826), brought to LLM serving as UniBoost in "Beyond Prediction:
@@ -53,7 +53,7 @@ impl Default for Boost {
         Self {
             gamma_per_s: 0.1,
             threshold_tokens: 16,
-            min_gain_s: outrank.min_gain_s,
+            min_gain_s: 5.0,
             switch_cost_factor: outrank.switch_cost_factor,
             max_preemptions_per_step: outrank.max_preemptions_per_step,
             max_preemptions_per_request: outrank.max_preemptions_per_request,
@@ -92,7 +92,7 @@ impl Policy for Boost {
         Some(super::COST_REKEY_S)
     }
 
-    fn preemption(&self) -> Preemption {
+    fn preemption(&self, _load: Load) -> Preemption {
         if self.max_preemptions_per_step == 0 {
             return Preemption::Never;
         }

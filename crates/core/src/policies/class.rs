@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{Key, Policy, Preemption, RequestView, Starvation};
+use crate::{Key, Load, Policy, Preemption, RequestView, Starvation};
 
 /// The paper's classification baseline ("Efficient LLM Scheduling by Learning to Rank", NeurIPS 2024, arXiv
 /// 2408.15792): the predicted length falls into a class, shorter classes first, first come first served within a
@@ -88,7 +88,7 @@ impl Policy for Class {
         Key::new(self.class_of(tokens))
     }
 
-    fn preemption(&self) -> Preemption {
+    fn preemption(&self, _load: Load) -> Preemption {
         Preemption::Always
     }
 

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{Key, Policy, Preemption, RequestView, Starvation};
+use crate::{Key, Load, Policy, Preemption, RequestView, Starvation};
 
 /// The paper's policy: Algorithm 1 of "Efficient LLM Scheduling by Learning to Rank" (NeurIPS 2024).
 ///
@@ -33,7 +33,7 @@ impl Policy for Ltr {
         Key::new(view.score.map_or(view.unscored.tokens, |score| f64::from(score.median_tokens())))
     }
 
-    fn preemption(&self) -> Preemption {
+    fn preemption(&self, _load: Load) -> Preemption {
         Preemption::Always
     }
 

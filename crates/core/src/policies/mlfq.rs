@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{Key, Policy, Preemption, RequestView, Starvation};
+use crate::{Key, Load, Policy, Preemption, RequestView, Starvation};
 
 /// Skip-join multi-level feedback queue, from FastServe ("Fast Distributed Inference Serving for Large Language
 /// Models", Wu et al., 2023, arXiv 2305.05920). It reads no prediction.
@@ -84,7 +84,7 @@ impl Policy for Mlfq {
         Some(super::COST_REKEY_S)
     }
 
-    fn preemption(&self) -> Preemption {
+    fn preemption(&self, _load: Load) -> Preemption {
         Preemption::Always
     }
 

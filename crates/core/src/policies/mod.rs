@@ -9,6 +9,7 @@ mod mlfq;
 mod oracle;
 mod outrank;
 mod po;
+mod sjf;
 mod tie;
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,7 @@ pub use mlfq::Mlfq;
 pub use oracle::{OracleSjf, OracleSrtf};
 pub use outrank::Outrank;
 pub use po::Po;
+pub use sjf::Sjf;
 pub use tie::Tie;
 
 use crate::Policy;
@@ -53,8 +55,20 @@ pub struct PolicySettings {
 }
 
 /// Names that [`by_name`] knows, the default first.
-pub const NAMES: [&str; 11] =
-    ["outrank", "fcfs", "ltr", "class", "po", "mlfq", "hrrn", "tie", "boost", "oracle-sjf", "oracle-srtf"];
+pub const NAMES: [&str; 12] = [
+    "outrank",
+    "fcfs",
+    "ltr",
+    "sjf",
+    "class",
+    "po",
+    "mlfq",
+    "hrrn",
+    "tie",
+    "boost",
+    "oracle-sjf",
+    "oracle-srtf",
+];
 
 /// The policy called `name`, or `None` if there is none of that name.
 pub fn by_name(name: &str, settings: &PolicySettings) -> Option<Box<dyn Policy>> {
@@ -62,6 +76,7 @@ pub fn by_name(name: &str, settings: &PolicySettings) -> Option<Box<dyn Policy>>
         "outrank" => Box::new(settings.outrank),
         "fcfs" => Box::new(Fcfs),
         "ltr" => Box::new(settings.ltr),
+        "sjf" => Box::new(Sjf),
         "class" => Box::new(settings.class),
         "po" => Box::new(settings.po),
         "mlfq" => Box::new(settings.mlfq),
@@ -128,6 +143,7 @@ mod testing {
                 prefill_tokens: if self.generated_tokens == 0 { self.prompt_tokens } else { 1 },
                 service: &self.service,
                 now: Timestamp::from_secs_f64(self.arrival_s + self.age_s),
+                load: crate::Load { backlog_s: 10.0, mean_service_s: 4.0 },
                 backlog_at_arrival_s: self.backlog_s,
             })
         }

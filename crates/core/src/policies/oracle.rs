@@ -1,4 +1,4 @@
-use crate::{Key, Policy, Preemption, RequestView};
+use crate::{Key, Load, Policy, Preemption, RequestView};
 
 /// Shortest job first with perfect knowledge: `key = true output length`.
 ///
@@ -48,7 +48,7 @@ impl Policy for OracleSrtf {
         remaining(view, view.generated_tokens)
     }
 
-    fn preemption(&self) -> Preemption {
+    fn preemption(&self, _load: Load) -> Preemption {
         Preemption::Always
     }
 

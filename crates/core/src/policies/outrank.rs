@@ -1,92 +1,85 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{Hysteresis, Key, Policy, Preemption, RequestView};
+use crate::{Hysteresis, Key, Load, Policy, Preemption, RequestView};
 
 /// The virtual deadline, the default policy:
 ///
 /// ```text
-/// key = arrival + min(stretch · expected remaining service, patience)      in seconds
+/// key      = arrival + patience · (1 - exp(-worth / (knee · mean service)))                             in seconds
+/// patience = min(backlog_factor · backlog + service_factor · mean service, patience_s)
+/// worth    = prefill + Gittins rank of the answer's length, as seconds of service
 /// ```
 ///
-/// `stretch = 0` is FCFS, a large one shortest-job-first. **The bound:** a request is overtaken only by arrivals
-/// within `patience` after its own, and a waiting one only by arrivals within `stretch ·` its own expected
-/// service: who asks for little waits little, and nobody starves, whatever the ranker says. Optimises mean
-/// latency per token under that bound; long requests pay for short ones, up to `patience`.
+/// A request concedes a head start to later arrivals: almost none if it is short, up to `patience` if it is long. The
+/// head start levels off at a fraction of a mean request (`knee`), because almost all of the gain in mean latency comes
+/// from letting the short ones by, and what long ones concede to each other only lengthens the tail. Patience goes with
+/// the backlog, the time that the queue would take to be served in any order: the same settings suit a queue of a second
+/// and one of an hour, and where nothing waits nothing is reordered. Found by search in the simulator (`docs/policy.md`).
 ///
-/// While a request runs its key sinks with what is predicted to remain, so it is the harder to displace the further it
-/// is. What is predicted to remain never grows: a request that outlives its prediction keeps its seat (to pause it then
-/// measured worse, because many are about to end). A waiting request displaces a running one only where that pays: the gain must exceed
-/// `min_gain_s` and a multiple of the cost of switching, a few requests a step, a few times a request.
+/// **The bound:** a request is overtaken only by arrivals within `patience` after its own, and never by one more than
+/// `patience_s` later, whatever the ranker says. `patience_s = 0` is FCFS. Optimises the mean of s/token (the Gittins
+/// rank, [`crate::Score::gittins_tokens`], weighs an answer by 1 / its length); long requests pay for short ones.
+///
+/// While a request runs its rank follows what it has generated: one about to end is hard to displace, one that outlives its
+/// prediction falls back. A waiting request displaces a running one only where that pays: the gain must exceed
+/// `min_gain_services` and a multiple of the cost of switching, a few requests a step, a few times a request.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Outrank {
-    /// Seconds of waiting that a second of expected service is worth.
-    pub stretch: f64,
+    /// Seconds of patience per second of backlog.
+    pub backlog_factor: f64,
+    /// Seconds of patience per second of mean service, where even a short queue is worth ordering.
+    pub service_factor: f64,
     /// Longest head start that any later arrival may have, in seconds.
     pub patience_s: f64,
-    /// Preempt only for a gain of at least this many seconds in the key.
-    pub min_gain_s: f64,
+    /// Where the head start levels off, in mean services.
+    pub knee: f64,
+    /// Preempt only for a gain of at least this many mean services in the key.
+    pub min_gain_services: f64,
     /// ... and of at least this multiple of the seconds that the switch costs.
     pub switch_cost_factor: f64,
     /// Requests paused in one step, at most; 0 switches preemption off.
     pub max_preemptions_per_step: u32,
     /// Times that one request may be paused.
     pub max_preemptions_per_request: u32,
-    pub index: u32,
-    pub shape: u32,
-    pub patience_factor: f64,
-    pub tail: f64,
-    pub refresh: u32,
 }
 
 impl Default for Outrank {
     fn default() -> Self {
         Self {
-            stretch: 10.0,
-            patience_s: 120.0,
-            min_gain_s: 5.0,
+            backlog_factor: 3.0,
+            service_factor: 5.0,
+            patience_s: 300.0,
+            knee: 0.2,
+            min_gain_services: 1.0,
             switch_cost_factor: 20.0,
             max_preemptions_per_step: 1,
             max_preemptions_per_request: 2,
-            index: 0,
-            shape: 0,
-            patience_factor: 0.0,
-            tail: 0.0,
-            refresh: 8,
         }
     }
 }
 
 impl Outrank {
-    /// Seconds by which later arrivals may be ahead of this request.
+    /// Seconds by which the longest request lets later arrivals by.
+    fn patience_s(&self, load: Load) -> f64 {
+        let wanted_s = self.backlog_factor * load.backlog_s + self.service_factor * load.mean_service_s;
+        wanted_s.min(self.patience_s)
+    }
+
+    /// Seconds by which this request does.
     fn head_start_s(&self, view: &RequestView<'_>) -> f64 {
-        let service_s = match view.score {
+        let worth_s = match view.score {
             Some(score) => {
-                let tokens = match self.index {
-                    0 => predicted_left_tokens(view),
-                    1 => view.remaining_tokens(),
-                    2 => score.gittins_tokens(view.generated_tokens),
-                    3 => f64::from(score.median_tokens()),
-                    _ => view.predicted_tokens,
-                };
+                // A limit shortens what lies beyond it, more the farther it lies, so that no two lengths become alike.
+                let cut = view.predicted_tokens / score.mean_tokens();
+                let tokens = (score.gittins_tokens(view.generated_tokens) * cut).min(view.limit_tokens());
                 view.service.service_s(view.prefill_tokens, tokens)
             }
             None => view.unscored.service_s,
         };
-        let patience_s = self.patience_s + self.patience_factor * view.backlog_at_arrival_s;
-        let x = self.stretch * service_s / patience_s.max(1e-9);
-        let shaped = match self.shape {
-            0 => x.min(1.0),
-            1 => 1.0 - (-x).exp(),
-            _ => x / (1.0 + x),
-        };
-        patience_s * shaped - self.tail * service_s
+        let knee_s = (self.knee * view.load.mean_service_s).max(f64::MIN_POSITIVE);
+        self.patience_s(view.load) * -(-worth_s / knee_s).exp_m1()
     }
-}
-
-/// The prediction less what has come: it never grows.
-fn predicted_left_tokens(view: &RequestView<'_>) -> f64 {
-    (view.predicted_tokens - f64::from(view.generated_tokens)).max(1.0)
 }
 
 impl Policy for Outrank {
@@ -98,12 +91,16 @@ impl Policy for Outrank {
         Key::new(view.request.arrival.secs_f64() + self.head_start_s(view))
     }
 
-    fn preemption(&self) -> Preemption {
+    fn follows_load(&self) -> bool {
+        true
+    }
+
+    fn preemption(&self, load: Load) -> Preemption {
         if self.max_preemptions_per_step == 0 {
             return Preemption::Never;
         }
         Preemption::Limited(Hysteresis {
-            min_gain: self.min_gain_s,
+            min_gain: self.min_gain_services * load.mean_service_s,
             switch_cost_factor: self.switch_cost_factor,
             max_per_step: self.max_preemptions_per_step,
             max_per_request: self.max_preemptions_per_request,
@@ -116,14 +113,13 @@ impl Policy for Outrank {
 
     fn why(&self, view: &RequestView<'_>) -> String {
         let head_start_s = self.head_start_s(view);
-        let (tokens, basis) = match view.score {
-            Some(_) => (predicted_left_tokens(view), "predicted"),
-            None => (view.unscored.tokens, "assumed (no score)"),
+        let basis = match view.score {
+            Some(_) => format!("{:.0} tokens predicted to come", view.remaining_tokens()),
+            None => format!("{:.0} tokens assumed (no score)", view.unscored.tokens),
         };
         format!(
-            "{tokens:.0} tokens {basis} to come: only arrivals within {head_start_s:.1} s after its own may \
-             overtake it (stretch {}, patience {} s)",
-            self.stretch, self.patience_s
+            "{basis}: only arrivals within {head_start_s:.1} s after its own may overtake it now, within {:.0} s ever",
+            self.patience_s
         )
     }
 }

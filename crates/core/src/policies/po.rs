@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{Key, Policy, Preemption, RequestView, Starvation};
+use crate::{Key, Load, Policy, Preemption, RequestView, Starvation};
 
 /// Perception only, a baseline of the paper ("Efficient LLM Scheduling by Learning to Rank", NeurIPS 2024, arXiv
 /// 2408.15792) after "Response Length Perception and Sequence Scheduling" (Zheng et al., NeurIPS 2023, arXiv
@@ -53,7 +53,7 @@ impl Policy for Po {
         })
     }
 
-    fn preemption(&self) -> Preemption {
+    fn preemption(&self, _load: Load) -> Preemption {
         Preemption::Always
     }
 

@@ -14,13 +14,17 @@ use thiserror::Error;
 use crate::entry::{Entry, Estimates, Prediction};
 use crate::starvation::StarvationTimers;
 use crate::{
-    Capacity, CapacityError, Event, KvLedger, MonitorSettings, OvertakeLog, Place, Placement, Plan, Policy,
-    Rank, RankMonitor, RankQueue, Request, RequestId, Score, ServiceModel, State, StepSample, SwitchCost,
-    SwitchMethod, Timestamp, Trust,
+    Capacity, CapacityError, Event, KvLedger, LOAD_STEP, Load, MonitorSettings, OvertakeLog, Place,
+    Placement, Plan, Policy, Rank, RankMonitor, RankQueue, Request, RequestId, Score, ServiceModel, State,
+    StepSample, SwitchCost, SwitchMethod, Timestamp, Trust,
 };
 
+/// Backlogs below this are all alike, in seconds.
+const MIN_BACKLOG_S: f64 = 0.05;
 /// Weight of the newest finished request in the running mean of output lengths.
 const NEWEST_LENGTH_WEIGHT: f64 = 0.02;
+/// Finished requests that the first guess of the mean counts as.
+const FIRST_GUESS_REQUESTS: u64 = 8;
 
 /// What a host tells the scheduler once.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -225,9 +229,10 @@ impl Scheduler {
             Event::SwapLost(id) => self.with_slot(id, Self::lose_kv),
             Event::Finished(id) => self.with_slot(id, |this, slot| {
                 let tokens = f64::from(this.entries[slot].generated_tokens);
-                let mean_tokens = &mut this.estimates.mean_tokens;
-                *mean_tokens += NEWEST_LENGTH_WEIGHT * (tokens - *mean_tokens);
                 this.counters.finished += 1;
+                let seen = (FIRST_GUESS_REQUESTS + this.counters.finished) as f64;
+                let mean_tokens = &mut this.estimates.mean_tokens;
+                *mean_tokens += NEWEST_LENGTH_WEIGHT.max(1.0 / seen) * (tokens - *mean_tokens);
                 this.judge(slot);
                 this.leave(slot);
             }),
@@ -338,6 +343,25 @@ impl Scheduler {
         }
         self.rekeyed_at = now;
         self.requeue_all();
+    }
+
+    /// Takes the keys anew where they depend on the load and that has moved.
+    fn follow_load(&mut self) {
+        if !self.policy.follows_load() {
+            return;
+        }
+        let backlog_s = self.waiting.work_s().max(0.0) / f64::from(self.config.capacity.seats);
+        let before_s = self.estimates.load.backlog_s;
+        let moved = (backlog_s + MIN_BACKLOG_S) / (before_s + MIN_BACKLOG_S);
+        if moved < LOAD_STEP && moved > 1.0 / LOAD_STEP {
+            return;
+        }
+        let mean_service_s = self.estimates.service.service_s(0, self.estimates.mean_tokens);
+        self.estimates.load = Load { backlog_s, mean_service_s };
+        self.requeue_all();
+        for at in 0..self.running.len() {
+            self.refresh_rank(self.running[at]);
+        }
     }
 
     /// Tells the monitor how long a finished request was; when that changes the verdict on the ranker, the queue follows.

@@ -21,6 +21,7 @@ impl Scheduler {
         self.plan.step = self.counters.steps;
         self.estimates.now = now;
         self.rekey(now);
+        self.follow_load();
         self.promote_starving();
         self.make_room();
         let mut budget = self.decode();

@@ -11,7 +11,7 @@ impl Scheduler {
     /// Pauses running requests so that waiting ones of better rank can be admitted, as far as the policy wants.
     /// A victim is paused only if that lets the waiting request in.
     pub(super) fn make_room(&mut self) {
-        let limits = match self.policy.preemption() {
+        let limits = match self.policy.preemption(self.estimates.load) {
             Preemption::Never => return,
             Preemption::Always => None,
             Preemption::Limited(hysteresis) => Some(hysteresis),

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use outrank_core::{Key, Policy, Preemption, RequestView};
+use outrank_core::{Key, Load, Policy, Preemption, RequestView};
 use outrank_engine::{
     ChatMessage, Engine, EngineConfig, EngineHandle, FinishReason, GenerateRequest, Model, Output,
     SamplingParams, Submission, Timings, Token, TokenLogprobs, Usage, ensure_q8_0,
@@ -128,7 +128,7 @@ impl Policy for NewestFirst {
         Key::new(-view.request.arrival.secs_f64())
     }
 
-    fn preemption(&self) -> Preemption {
+    fn preemption(&self, _load: Load) -> Preemption {
         Preemption::Always
     }
 
