@@ -1,6 +1,7 @@
 //! The files that several commands read and write.
 
 use std::fmt;
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -12,6 +13,19 @@ use crate::error::usage;
 /// Name of a trace in reports: the file's own, without its folders.
 pub(crate) fn name(path: &Path) -> String {
     path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The text of a file, plain or gzip.
+pub(crate) fn text(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let mut text = String::new();
+    if bytes.starts_with(&[0x1f, 0x8b]) {
+        flate2::read::MultiGzDecoder::new(&bytes[..]).read_to_string(&mut text)
+    } else {
+        (&bytes[..]).read_to_string(&mut text)
+    }
+    .with_context(|| path.display().to_string())?;
+    Ok(text)
 }
 
 /// A trace of which every record has a length.

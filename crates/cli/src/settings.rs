@@ -32,7 +32,7 @@ macro_rules! settings {
 settings! {
     /// Table `[serve]`.
     ServeSettings {
-        /// Order of requests: outrank, fcfs, ltr, class, po, mlfq, hrrn, tie, boost, oracle-sjf or oracle-srtf
+        /// Order of requests: outrank, fcfs, ltr, sjf, class, po, mlfq, hrrn, tie, boost, oracle-sjf or oracle-srtf
         /// [default: outrank]
         #[arg(long, env = "OUTRANK_POLICY", value_name = "NAME", value_parser = policy_name)]
         policy: String,

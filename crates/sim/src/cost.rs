@@ -13,18 +13,11 @@ pub struct Composition {
     pub context_tokens: u64,
 }
 
-impl Composition {
-    /// Tokens that the forward pass computes.
-    pub fn tokens(&self) -> u32 {
-        self.prefill_tokens + self.decode_seqs
-    }
-}
-
-/// A point of the piecewise linear part of [`StepCost`].
+/// A point of a piecewise linear cost.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Knot {
-    /// Tokens in the forward pass.
+    /// Tokens.
     pub tokens: f64,
     /// Seconds.
     pub seconds: f64,
@@ -33,62 +26,64 @@ pub struct Knot {
 /// Seconds of a step as a function of its composition:
 ///
 /// ```text
-/// step = f(tokens) + context_token_s · context tokens + [prefill > 0] · prefill_step_s + prefill_token_s · prefill tokens
+/// step = decode(sequences that decode) + prefill(prefill tokens, if any) + context_token_s · context tokens
 /// ```
 ///
-/// `f` is piecewise linear in the tokens of the forward pass: flat while the weights' way through memory bounds it,
-/// rising where arithmetic does (the roofline), with the engine's own steps in between. Attention over the KV cache adds
-/// per context token; a step with prefill costs extra where an engine leaves its decode graph.
+/// `decode` is flat while reading the weights bounds it and rises where arithmetic does (the roofline); `prefill` is what
+/// prefill adds: a constant where it keeps an engine from its decode graph, then arithmetic. Attention over the KV cache
+/// adds per context token.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StepCost {
-    /// `f`, with rising `tokens`; linear between knots, and beyond the last with the last slope. Not empty.
-    pub knots: Vec<Knot>,
     /// Seconds per context token.
     pub context_token_s: f64,
-    /// Seconds that a step with prefill takes longer.
-    pub prefill_step_s: f64,
-    /// Seconds per prefill token beyond `f`.
-    pub prefill_token_s: f64,
+    /// Seconds of a step by the number of decoding sequences; not empty.
+    pub decode: Vec<Knot>,
+    /// Seconds that prefill adds, by its tokens; not empty.
+    pub prefill: Vec<Knot>,
 }
 
 impl StepCost {
     /// Seconds of a step.
     pub fn seconds(&self, step: &Composition) -> f64 {
-        let prefill = f64::from(step.prefill_tokens) * self.prefill_token_s
-            + if step.prefill_tokens > 0 { self.prefill_step_s } else { 0.0 };
-        self.forward_s(f64::from(step.tokens())) + step.context_tokens as f64 * self.context_token_s + prefill
-    }
-
-    /// `f(tokens)`.
-    fn forward_s(&self, tokens: f64) -> f64 {
-        let above = self.knots.partition_point(|knot| knot.tokens < tokens);
-        let (Some(last), at) = (self.knots.len().checked_sub(1), above) else { return 0.0 };
-        if at == 0 || last == 0 {
-            return self.knots[0].seconds;
-        }
-        let (low, high) = (&self.knots[at.min(last) - 1], &self.knots[at.min(last)]);
-        low.seconds + (tokens - low.tokens) * (high.seconds - low.seconds) / (high.tokens - low.tokens)
+        let prefill_s = match step.prefill_tokens {
+            0 => 0.0,
+            tokens => at(&self.prefill, f64::from(tokens)),
+        };
+        at(&self.decode, f64::from(step.decode_seqs))
+            + prefill_s
+            + step.context_tokens as f64 * self.context_token_s
     }
 
     /// Why these numbers cannot be a cost, if they cannot.
     pub(crate) fn flaw(&self) -> Option<String> {
-        if self.knots.is_empty() {
-            return Some("step.knots is empty".into());
+        for (name, knots) in [("decode", &self.decode), ("prefill", &self.prefill)] {
+            if knots.is_empty() {
+                return Some(format!("step.{name} has no knot"));
+            }
+            if !knots.windows(2).all(|pair| pair[0].tokens < pair[1].tokens) {
+                return Some(format!("the knots of step.{name} must have rising tokens"));
+            }
         }
-        let rising = self.knots.windows(2).all(|pair| pair[0].tokens < pair[1].tokens);
-        if !rising {
-            return Some("step.knots must have rising tokens".into());
-        }
-        let numbers = self.knots.iter().flat_map(|knot| [knot.tokens, knot.seconds]);
-        let rates = [self.context_token_s, self.prefill_step_s, self.prefill_token_s];
-        let bad = numbers.chain(rates).find(|x| !(x.is_finite() && *x >= 0.0));
-        if let Some(bad) = bad {
+        let knots = self.decode.iter().chain(&self.prefill);
+        let mut numbers = knots.flat_map(|knot| [knot.tokens, knot.seconds]).chain([self.context_token_s]);
+        if let Some(bad) = numbers.find(|x| !(x.is_finite() && *x >= 0.0)) {
             return Some(format!("step: {bad} is no cost; all must be finite and at least 0"));
         }
-        (self.knots[0].seconds <= 0.0)
-            .then(|| "step.knots[0].seconds must be positive, or time would stand still".into())
+        (self.decode[0].seconds <= 0.0)
+            .then(|| "step.decode must start above 0 seconds, or time would stand still".into())
     }
+}
+
+/// A piecewise linear function: constant before the first knot, with the last slope beyond the last.
+fn at(knots: &[Knot], tokens: f64) -> f64 {
+    let above = knots.partition_point(|knot| knot.tokens < tokens);
+    let last = knots.len() - 1;
+    if above == 0 || last == 0 {
+        return knots[0].seconds;
+    }
+    let (low, high) = (&knots[above.min(last) - 1], &knots[above.min(last)]);
+    low.seconds + (tokens - low.tokens) * (high.seconds - low.seconds) / (high.tokens - low.tokens)
 }
 
 #[cfg(test)]
@@ -98,10 +93,9 @@ mod tests {
     fn cost() -> StepCost {
         let knot = |tokens, seconds| Knot { tokens, seconds };
         StepCost {
-            knots: vec![knot(1.0, 0.010), knot(101.0, 0.010), knot(201.0, 0.030)],
             context_token_s: 1e-6,
-            prefill_step_s: 0.002,
-            prefill_token_s: 1e-5,
+            decode: vec![knot(1.0, 0.010), knot(101.0, 0.010), knot(201.0, 0.030)],
+            prefill: vec![knot(100.0, 0.003), knot(200.0, 0.004)],
         }
     }
 
@@ -115,17 +109,21 @@ mod tests {
 
     #[test]
     fn prefill_and_context_add_their_own() {
-        let step = Composition { prefill_tokens: 100, decode_seqs: 1, context_tokens: 1000 };
-        assert!((cost().seconds(&step) - (0.010 + 0.001 + 0.002 + 0.001)).abs() < 1e-12);
+        let step = |prefill_tokens| {
+            cost().seconds(&Composition { prefill_tokens, decode_seqs: 1, context_tokens: 1000 })
+        };
+        assert!((step(0) - 0.011).abs() < 1e-12);
+        assert!((step(10) - 0.014).abs() < 1e-12);
+        assert!((step(300) - 0.016).abs() < 1e-12);
     }
 
     #[test]
     fn impossible_costs_are_named() {
         assert!(cost().flaw().is_none());
-        assert!(StepCost { knots: vec![], ..cost() }.flaw().is_some());
+        assert!(StepCost { prefill: vec![], ..cost() }.flaw().unwrap().contains("prefill"));
         assert!(StepCost { context_token_s: f64::NAN, ..cost() }.flaw().unwrap().contains("NaN"));
         let flat = |tokens| Knot { tokens, seconds: 0.0 };
-        assert!(StepCost { knots: vec![flat(1.0)], ..cost() }.flaw().is_some());
-        assert!(StepCost { knots: vec![flat(2.0), flat(1.0)], ..cost() }.flaw().is_some());
+        assert!(StepCost { decode: vec![flat(1.0)], ..cost() }.flaw().is_some());
+        assert!(StepCost { decode: vec![flat(2.0), flat(1.0)], ..cost() }.flaw().is_some());
     }
 }

@@ -24,6 +24,10 @@ pub struct Residuals {
     pub relative_p50: f64,
     /// 90th percentile of the same.
     pub relative_p90: f64,
+    /// Median of the same over 16 steps in a row together.
+    pub block_p50: f64,
+    /// 90th percentile of the same.
+    pub block_p90: f64,
     /// Predicted over measured time of all steps together.
     pub total: f64,
 }
@@ -49,6 +53,8 @@ pub enum FitError {
     TooFew(usize),
 }
 
+/// Steps in a row that are summed.
+const BLOCK_STEPS: usize = 16;
 /// Steps below which a fit would be noise.
 const MIN_STEPS: usize = 100;
 /// Steps per knot below which a knot is left out.
@@ -56,9 +62,10 @@ const MIN_STEPS_PER_KNOT: usize = 20;
 /// Rounds of coordinate descent; each is a pass over at most twenty coefficients.
 const MAX_ROUNDS: usize = 20_000;
 
-/// Fits [`StepCost`] by non-negative least squares of relative errors: every slope and every rate is at least 0, so that
-/// the model can be used beyond what was measured. Steps slower than 5 times the median of their kind (a hiccup of the
-/// machine) weigh as much as any other; collect enough.
+/// Fits [`StepCost`] by non-negative least squares: every slope and every rate is at least 0, so that the model can be
+/// used beyond what was measured. What is fitted are sums over 16 steps in a row (give them in the order of the log), not
+/// single steps: an engine with two steps in flight books part of one step's time to its neighbours, and it is sums of
+/// steps that requests live through.
 ///
 /// # Errors
 /// [`FitError::TooFew`].
@@ -71,13 +78,15 @@ pub fn fit(samples: &[StepSample]) -> Result<Fit, FitError> {
     if steps.len() < MIN_STEPS {
         return Err(FitError::TooFew(steps.len()));
     }
-    let knots = knots(&steps);
-    let columns = |step: &Composition| features(&knots, step);
-    let solution = nonnegative_least_squares(steps.iter().map(|(step, took_s)| {
-        // Relative errors: a row and its target over the target.
-        (columns(step).iter().map(|x| x / took_s).collect(), 1.0)
-    }));
-    let cost = cost_of(&knots, &solution);
+    let form = Form::of(&steps);
+    let rows = steps.chunks(BLOCK_STEPS).map(|block| {
+        let mut sums = form.columns(&block[0].0);
+        for (step, _) in &block[1..] {
+            sums.iter_mut().zip(form.columns(step)).for_each(|(sum, x)| *sum += x);
+        }
+        (sums, block.iter().map(|(_, took_s)| took_s).sum())
+    });
+    let cost = form.cost(&nonnegative_least_squares(rows));
     let residuals = |keep: fn(&Composition) -> bool| {
         let kept: Vec<_> = steps.iter().filter(|(step, _)| keep(step)).copied().collect();
         residuals(&cost, &kept)
@@ -87,6 +96,8 @@ pub fn fit(samples: &[StepSample]) -> Result<Fit, FitError> {
             steps: 0,
             relative_p50: 0.0,
             relative_p90: 0.0,
+            block_p50: 0.0,
+            block_p90: 0.0,
             total: 1.0,
         }),
         decode_residuals: residuals(|step| step.prefill_tokens == 0),
@@ -95,11 +106,55 @@ pub fn fit(samples: &[StepSample]) -> Result<Fit, FitError> {
     })
 }
 
-/// Powers of two, and the largest step, with enough steps between neighbours.
-fn knots(steps: &[(Composition, f64)]) -> Vec<f64> {
-    let mut tokens: Vec<u32> = steps.iter().map(|(step, _)| step.tokens()).collect();
+/// The knots of both pieces.
+struct Form {
+    decode: Vec<f64>,
+    prefill: Vec<f64>,
+}
+
+impl Form {
+    fn of(steps: &[(Composition, f64)]) -> Self {
+        let with_prefill = steps.iter().map(|(step, _)| step.prefill_tokens).filter(|&tokens| tokens > 0);
+        Self {
+            decode: knots(steps.iter().map(|(step, _)| step.decode_seqs).collect()),
+            prefill: knots(with_prefill.collect()),
+        }
+    }
+
+    /// The columns of a step: its context, then for each piece whether it applies and its part of each interval between
+    /// knots. The coefficients of intervals are slopes.
+    fn columns(&self, step: &Composition) -> Vec<f64> {
+        let mut row = vec![step.context_tokens as f64];
+        let pieces = [
+            (&self.decode, step.decode_seqs, true),
+            (&self.prefill, step.prefill_tokens, step.prefill_tokens > 0),
+        ];
+        for (knots, tokens, applies) in pieces {
+            let applies = f64::from(u8::from(applies));
+            row.push(applies);
+            let part = |pair: &[f64]| (f64::from(tokens) - pair[0]).clamp(0.0, pair[1] - pair[0]);
+            row.extend(knots.windows(2).map(|pair| applies * part(pair)));
+        }
+        row
+    }
+
+    fn cost(&self, solution: &[f64]) -> StepCost {
+        let (decode, prefill) = solution[1..].split_at(self.decode.len());
+        let mut cost = StepCost {
+            context_token_s: solution[0],
+            decode: piece(&self.decode, decode),
+            prefill: piece(&self.prefill, prefill),
+        };
+        // A step always takes some time.
+        cost.decode.iter_mut().for_each(|knot| knot.seconds = knot.seconds.max(1e-7));
+        cost
+    }
+}
+
+/// Powers of two, and the smallest and largest number of tokens, with enough steps between neighbours.
+fn knots(mut tokens: Vec<u32>) -> Vec<f64> {
     tokens.sort_unstable();
-    let (smallest, largest) = (tokens[0].max(1), tokens[tokens.len() - 1].max(1));
+    let (Some(&smallest), Some(&largest)) = (tokens.first(), tokens.last()) else { return vec![1.0] };
     let mut knots = vec![f64::from(smallest)];
     let mut below = tokens.partition_point(|&n| n <= smallest);
     let powers = (0..31).map(|power| 1u32 << power).filter(|&n| n > smallest && n < largest);
@@ -116,29 +171,15 @@ fn knots(steps: &[(Composition, f64)]) -> Vec<f64> {
     knots
 }
 
-/// The columns of a step: 1, the part of its tokens in each interval between knots, its context, whether it prefills,
-/// its prefill tokens. The coefficients of the intervals are slopes.
-fn features(knots: &[f64], step: &Composition) -> Vec<f64> {
-    let tokens = f64::from(step.tokens());
-    let mut row = vec![1.0];
-    row.extend(knots.windows(2).map(|pair| (tokens - pair[0]).clamp(0.0, pair[1] - pair[0])));
-    row.extend([
-        step.context_tokens as f64,
-        f64::from(u8::from(step.prefill_tokens > 0)),
-        f64::from(step.prefill_tokens),
-    ]);
-    row
-}
-
-fn cost_of(knots: &[f64], solution: &[f64]) -> StepCost {
-    let mut seconds = solution[0].max(1e-7);
+/// Knots with their seconds, from the seconds at the first and the slopes of the intervals.
+fn piece(knots: &[f64], solution: &[f64]) -> Vec<Knot> {
+    let mut seconds = solution[0];
     let mut points = vec![Knot { tokens: knots[0], seconds }];
     for (pair, slope) in knots.windows(2).zip(&solution[1..]) {
         seconds += slope * (pair[1] - pair[0]);
         points.push(Knot { tokens: pair[1], seconds });
     }
-    let rest = &solution[knots.len()..];
-    StepCost { knots: points, context_token_s: rest[0], prefill_step_s: rest[1], prefill_token_s: rest[2] }
+    points
 }
 
 /// Minimises `Σ (row · x - target)²` over `x ≥ 0` by cyclic coordinate descent on the normal equations, with columns
@@ -180,17 +221,25 @@ fn nonnegative_least_squares(rows: impl Iterator<Item = (Vec<f64>, f64)>) -> Vec
 }
 
 fn residuals(cost: &StepCost, steps: &[(Composition, f64)]) -> Option<Residuals> {
-    let mut relative: Vec<f64> =
-        steps.iter().map(|(step, took_s)| (cost.seconds(step) / took_s - 1.0).abs()).collect();
-    relative.sort_unstable_by(f64::total_cmp);
-    let last = relative.len().checked_sub(1)?;
-    let measured: f64 = steps.iter().map(|(_, took_s)| took_s).sum();
-    let predicted: f64 = steps.iter().map(|(step, _)| cost.seconds(step)).sum();
+    let sums = |steps: &[(Composition, f64)]| {
+        let predicted: f64 = steps.iter().map(|(step, _)| cost.seconds(step)).sum();
+        predicted / steps.iter().map(|(_, took_s)| took_s).sum::<f64>()
+    };
+    let errors = |block: usize| {
+        let mut errors: Vec<f64> = steps.chunks(block).map(|block| (sums(block) - 1.0).abs()).collect();
+        errors.sort_unstable_by(f64::total_cmp);
+        errors
+    };
+    let (single, blocks) = (errors(1), errors(BLOCK_STEPS));
+    let last = single.len().checked_sub(1)?;
+    let last_block = blocks.len() - 1;
     Some(Residuals {
         steps: steps.len(),
-        relative_p50: relative[last / 2],
-        relative_p90: relative[last * 9 / 10],
-        total: predicted / measured,
+        relative_p50: single[last / 2],
+        relative_p90: single[last * 9 / 10],
+        block_p50: blocks[last_block / 2],
+        block_p90: blocks[last_block * 9 / 10],
+        total: sums(steps),
     })
 }
 
@@ -208,15 +257,14 @@ mod tests {
     fn a_known_cost_is_found_again() {
         let knot = |tokens, seconds| Knot { tokens, seconds };
         let truth = StepCost {
-            knots: vec![knot(1.0, 0.008), knot(128.0, 0.009), knot(2048.0, 0.090)],
             context_token_s: 2e-8,
-            prefill_step_s: 0.001,
-            prefill_token_s: 5e-6,
+            decode: vec![knot(1.0, 0.008), knot(128.0, 0.009), knot(255.0, 0.011)],
+            prefill: vec![knot(16.0, 0.004), knot(256.0, 0.005), knot(1700.0, 0.040)],
         };
         let mut samples = Vec::new();
         for n in 0..2000u64 {
             let seqs = (n * 7919 % 255 + 1) as u32;
-            let prefill = if n % 3 == 0 { (n * 104_729 % 1700) as u32 } else { 0 };
+            let prefill = if n % 3 == 0 { (n * 104_729 % 1700) as u32 + 1 } else { 0 };
             samples.push(sample(prefill, seqs, u64::from(seqs) * (50 + n * 31 % 1500), &truth));
         }
         let fit = fit(&samples).unwrap();
@@ -242,6 +290,6 @@ mod tests {
             })
             .collect();
         let cost = fit(&samples).unwrap().cost;
-        assert!(cost.knots.windows(2).all(|pair| pair[1].seconds >= pair[0].seconds), "{cost:?}");
+        assert!(cost.decode.windows(2).all(|pair| pair[1].seconds >= pair[0].seconds), "{cost:?}");
     }
 }

@@ -1,6 +1,5 @@
 //! Files of recorded arrivals.
 
-use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -8,14 +7,7 @@ use anyhow::{Context, Result};
 /// Recorded arrivals, plain or gzip, in seconds and in the order of the file: a column `TIMESTAMP` (Azure: date and time),
 /// `timestamp_ms` (Mooncake) or `t_s` (ServeGen).
 pub(super) fn read(path: &Path) -> Result<Vec<f64>> {
-    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-    let mut text = String::new();
-    if bytes.starts_with(&[0x1f, 0x8b]) {
-        flate2::read::MultiGzDecoder::new(&bytes[..]).read_to_string(&mut text)
-    } else {
-        (&bytes[..]).read_to_string(&mut text)
-    }
-    .with_context(|| path.display().to_string())?;
+    let text = crate::files::text(path)?;
     let mut lines = text.lines();
     let header: Vec<&str> = lines.next().unwrap_or_default().split(',').map(str::trim).collect();
     type Parser = fn(&str) -> Option<f64>;

@@ -4,6 +4,7 @@ mod check;
 mod collect;
 mod count;
 mod duplicates;
+mod fit_profile;
 mod journal;
 mod sampler;
 mod split;
@@ -44,6 +45,7 @@ pub(crate) enum TraceCommand {
     Convert(count::ConvertArgs),
     Split(split::SplitArgs),
     Collect(Box<collect::CollectArgs>),
+    FitProfile(fit_profile::FitProfileArgs),
 }
 
 /// Runs the command; `file` reads the settings file, for those that need it.
@@ -58,6 +60,7 @@ pub(crate) fn run(
         TraceCommand::Count(args) => count::count(&args, file()?, output),
         TraceCommand::Convert(args) => count::convert(&args, file()?, output),
         TraceCommand::Split(args) => split::run(&args, output),
+        TraceCommand::FitProfile(args) => fit_profile::run(&args, output),
         TraceCommand::Collect(args) => collect::run(*args, file()?, output),
     }
 }

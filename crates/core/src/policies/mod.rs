@@ -169,7 +169,7 @@ mod tests {
     }
 
     /// Policies that order by predictions, or by arrival alone.
-    const SCORE_READERS: [&str; 7] = ["outrank", "fcfs", "ltr", "class", "po", "hrrn", "tie"];
+    const SCORE_READERS: [&str; 8] = ["outrank", "fcfs", "ltr", "class", "po", "hrrn", "sjf", "tie"];
     /// Policies that read the prompt and the service had, and no prediction.
     const PREDICTION_FREE: [&str; 2] = ["mlfq", "boost"];
 
