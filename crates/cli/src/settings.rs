@@ -100,7 +100,7 @@ settings! {
         /// outrank: head start of later arrivals over a long request, per second of backlog [default: 3]
         #[arg(long, env = "OUTRANK_BACKLOG_FACTOR", value_name = "RATIO", help_heading = "Policy")]
         backlog_factor: f64,
-        /// outrank: ... and per second of a mean request's service [default: 5]
+        /// outrank: ... and per second of a mean request's service [default: 4]
         #[arg(long, env = "OUTRANK_SERVICE_FACTOR", value_name = "RATIO", help_heading = "Policy")]
         service_factor: f64,
         /// outrank: share of a mean request's service from which on a request counts as long [default: 0.2]
@@ -109,7 +109,7 @@ settings! {
         /// outrank: longest head start of any later arrival, in seconds; 0 is FCFS [default: 300]
         #[arg(long, env = "OUTRANK_PATIENCE_S", value_name = "SECONDS", help_heading = "Policy")]
         patience_s: f64,
-        /// outrank: preempt only for a gain of this many mean services in the deadline [default: 1]
+        /// outrank: preempt only for a gain of this many mean services in the deadline [default: 4]
         #[arg(long, env = "OUTRANK_MIN_GAIN_SERVICES", value_name = "RATIO", help_heading = "Policy")]
         min_gain_services: f64,
         /// outrank: ... and of this multiple of what the switch costs [default: 20]
@@ -295,7 +295,7 @@ mod tests {
     fn a_value_out_of_range_is_refused_wherever_it_comes_from() {
         let settings = file("[policy]\nknee = nan\n").unwrap();
         assert!(format!("{:#}", settings.policy.settings().unwrap_err()).contains("knee"));
-        assert!(format!("{:#}", file("[serve]\npolicy = \"sjf\"\n").unwrap_err()).contains("oracle-sjf"));
+        assert!(format!("{:#}", file("[serve]\npolicy = \"lottery\"\n").unwrap_err()).contains("oracle-sjf"));
     }
 
     #[test]

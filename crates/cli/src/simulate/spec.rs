@@ -70,7 +70,7 @@ mod tests {
             (spec.to_string().as_str(), spec.policy().name()),
             ("outrank:knee=3:patience_s=60.5", "outrank")
         );
-        for bad in ["sjf", "outrank:kne=3", "outrank:knee", "fcfs:x=1", "outrank:knee=much"] {
+        for bad in ["lottery", "outrank:kne=3", "outrank:knee", "fcfs:x=1", "outrank:knee=much"] {
             assert!(bad.parse::<PolicySpec>().is_err(), "{bad}");
         }
     }

@@ -48,10 +48,10 @@ impl Default for Outrank {
     fn default() -> Self {
         Self {
             backlog_factor: 3.0,
-            service_factor: 5.0,
+            service_factor: 4.0,
             patience_s: 300.0,
             knee: 0.2,
-            min_gain_services: 1.0,
+            min_gain_services: 4.0,
             switch_cost_factor: 20.0,
             max_preemptions_per_step: 1,
             max_preemptions_per_request: 2,
