@@ -1,6 +1,7 @@
 //! `outrank simulate`.
 
 mod args;
+mod cases;
 mod csv;
 mod run;
 mod spec;
