@@ -119,7 +119,8 @@ fn load_section(cases: &[CaseRuns<'_>]) -> String {
 fn case_sections(cases: &[CaseRuns<'_>]) -> String {
     let mut html = String::from(
         "<h2>Case by case</h2>\n<p>Distributions pool the answers of all seeds. \
-         Where lines coincide, the last policy hides the others.</p>\n",
+         Where lines coincide, the last policy hides the others. \
+         Deciles cut answers of one length by arrival.</p>\n",
     );
     for (index, case) in cases.iter().enumerate() {
         let policies = case.policies.iter().map(|(policy, _)| *policy);
