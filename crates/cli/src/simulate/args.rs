@@ -1,5 +1,6 @@
 //! The flags of `outrank simulate`.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -90,7 +91,7 @@ pub(crate) struct SimulateArgs {
     /// Write the runs as CSV, a line each
     #[arg(long, value_name = "FILE")]
     pub(crate) csv: Option<PathBuf>,
-    /// Write a page with charts, self-contained HTML
+    /// Write a self-contained HTML page: the tables; latency against load; distributions of E2E, s/token and TTFT; E2E by length; queues over time
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
     /// Write every answer as a JSON line: run, request, arrival, tokens, TTFT, E2E
@@ -135,6 +136,19 @@ impl FromStr for ScoreSource {
                 _ => Err(format!("noisy: expected a number of at least 0, found {sigma:?}")),
             },
             Some(_) => Err("expected ranker, trace, noisy:SIGMA, random, inverted or none".into()),
+        }
+    }
+}
+
+impl fmt::Display for ScoreSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ranker => f.write_str("ranker"),
+            Self::Trace => f.write_str("trace"),
+            Self::Noisy(sigma) => write!(f, "noisy:{sigma}"),
+            Self::Random => f.write_str("random"),
+            Self::Inverted => f.write_str("inverted"),
+            Self::None => f.write_str("none"),
         }
     }
 }

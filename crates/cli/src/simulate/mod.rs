@@ -1,7 +1,9 @@
 //! `outrank simulate`.
 
 mod args;
+mod cases;
 mod csv;
+mod report;
 mod run;
 mod spec;
 mod table;
@@ -19,6 +21,7 @@ use serde::Serialize;
 pub(crate) use args::SimulateArgs;
 
 use crate::arrivals::{Arrivals, Window};
+use crate::files::check_out;
 use crate::output::{Output, note};
 use crate::progress::Progress;
 use crate::settings::FileSettings;
@@ -57,6 +60,9 @@ struct Case<'a> {
 /// Runs the command.
 pub(crate) fn run(mut args: SimulateArgs, file: FileSettings, output: &Output) -> Result<()> {
     args.check()?;
+    for path in [&args.csv, &args.report, &args.answers].into_iter().flatten() {
+        check_out(path)?;
+    }
     args.ranker = std::mem::take(&mut args.ranker).or(file.ranker);
     let workload = Workload::read(&args)?;
     let engines = engines(&args, &workload)?;
@@ -68,6 +74,9 @@ pub(crate) fn run(mut args: SimulateArgs, file: FileSettings, output: &Output) -
     output.result(&report, &table::render(&report.runs))?;
     if let Some(path) = &args.csv {
         write(path, &csv::render(&report.runs))?;
+    }
+    if let Some(path) = &args.report {
+        write(path, &report::render(&report::facts(&args, &report), &report))?;
     }
     if let Some(path) = &args.answers {
         write(path, &csv::answers(&report.runs)?)?;
