@@ -436,8 +436,8 @@ def online(context: Context) -> str:
     for at, rate in enumerate(PAPER_RATES):
         row = [str(rate)]
         for data in range(len(PAPER_DATA)):
-            row += [f"{rate / (PAPER_WITHIN['fcfs'][data] / 300):.1f}", f"{PAPER_ONLINE_FCFS[data][at]}",
-                    f"{PAPER_ONLINE_LTR[data][at]}", ratio(PAPER_ONLINE_LTR[data][at] / PAPER_ONLINE_FCFS[data][at])]
+            row += [f"{rate / (PAPER_WITHIN['fcfs'][data] / 300):.1f}", f"{PAPER_ONLINE_FCFS[data][at]:.3f}",
+                    f"{PAPER_ONLINE_LTR[data][at]:.3f}", ratio(PAPER_ONLINE_LTR[data][at] / PAPER_ONLINE_FCFS[data][at])]
         rows.append(row)
     header = ["requests/s", *(f"{data}: {what}" for data in PAPER_DATA for what in ("load", "fcfs", "ltr", "ltr / fcfs"))]
     arguments = simulation([f"load:{load:g}" for load in LOADS], ONLINE_POLICIES)
@@ -456,7 +456,8 @@ and rough:
 The shape is the paper's: nothing to gain while nobody waits, most when the queue is long. Where our curves leave FCFS at a \
 higher load, that is the 60 s: answers that take longer than the arrivals last never fill the engine, and the \
 heavier the tail of lengths, the later it is full. Under overload `ltr` and `outrank` part: \
-section 9 has what either pays. At {LOADS[-1]:g} times capacity over 5,400 may wait at once, where promotion turns `ltr` into a round robin (section 4)."""
+section 9 has what either pays. Where several thousand wait at once, promotion \
+turns `ltr` into a round robin (section 4)."""
 
 
 def data_generation(context: Context) -> str:
@@ -619,7 +620,8 @@ for a long prompt, and taken as given here. Mean s/token over that of FCFS witho
 {lasting}
 The paper puts the predictor at 0.8 to 1.7 % of the total time; 1 to 7 ms a request are {between(shares, lambda share: f'{share:.1f}')} % \
 of the time of the burst here, where the engine is faster. What costs at low load is the stall: every request in the batch waits for the score of each \
-that arrives. Beside the engine a slow score costs order in the first seconds of a burst and nothing at low load."""
+that arrives. Beside the engine scoring costs nothing at low load. In a burst it costs \
+order: the first 256 take their seats unscored, and `outrank`, which preempts little, lets them keep those; `ltr` puts them out at once."""
 
 
 def tau_against_latency(context: Context) -> str:
@@ -654,7 +656,7 @@ The paper's predictors on lengths of Llama-3-70B:
 
 {table(paper_header, paper_rows)}
 
-`outrank` reads the spread of a prediction too, which "noisy" states truthfully, so it heeds a vague one less; at "random" the spread is a false \
+`outrank` reads the spread of a prediction too, which "noisy" states truthfully, so it heeds a vague one less, down to next to nothing at a sigma of 4; at "random" the spread is a false \
 claim, and what keeps it near FCFS is the monitor. What it still gains there comes from displacing requests that outlive their prediction. Tau-b alone does \
 not tell the gain: errors among the short answers cost most, and the noise here is the same at all lengths, which a real ranker's is not."""
 
@@ -782,6 +784,8 @@ def main() -> int:
     try:
         if not args.outrank.is_file():
             raise PaperError(f"{args.outrank}: no such program; `make build` makes it")
+        if not args.out.resolve().parent.is_dir():
+            raise PaperError(f"{args.out}: its folder is missing")
         with tempfile.TemporaryDirectory(prefix="outrank-paper-") as folder:
             context = Context(args.outrank.resolve(), traces(args.data), Path(folder), args.threads)
             text = document(context)

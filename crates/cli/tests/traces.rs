@@ -197,7 +197,7 @@ fn settings_under_which_nothing_could_run_are_wrong_usage() {
         assert!(code == 2 && text.contains(expected), "{command:?} {extra:?}: {code} {text}");
     }
     for (settings, expected) in [
-        ("[serve]\npolicy = \"sjf\"\n", "no policy is called \"sjf\""),
+        ("[serve]\npolicy = \"lottery\"\n", "no policy is called \"lottery\""),
         ("[serve]\nmodel_name = \"\"\n", "model_name is empty"),
         ("[engine]\nseats = 0\n", "seats"),
     ] {

@@ -125,7 +125,7 @@ impl RankMonitor {
         &mut self,
         ticket: u64,
         tokens: u32,
-        open: impl Iterator<Item = (u64, u32)> + Clone,
+        open: &(impl Iterator<Item = (u64, u32)> + Clone),
     ) -> bool {
         self.end(ticket, End::Finished(tokens));
         let before = self.trust;
@@ -289,7 +289,7 @@ mod tests {
             let truth = 5.0 + slope * (predicted - 5.0) + 0.7 * random.normal();
             let score = Score::new(predicted.exp() as f32, 0.7).unwrap();
             let ticket = monitor.start(score);
-            monitor.finish(ticket, truth.exp() as u32 + 1, std::iter::empty());
+            monitor.finish(ticket, truth.exp() as u32 + 1, &std::iter::empty());
         }
     }
 
@@ -336,7 +336,7 @@ mod tests {
         let mut monitor = RankMonitor::new(MonitorSettings::default());
         for tokens in 0..200u32 {
             let ticket = monitor.start(Score::new(50.0, 0.7).unwrap());
-            monitor.finish(ticket, 1 + tokens * 7919 % 501, std::iter::empty());
+            monitor.finish(ticket, 1 + tokens * 7919 % 501, &std::iter::empty());
         }
         assert_eq!((monitor.concordance(), monitor.trust()), (None, Trust::Trusted));
     }
@@ -363,7 +363,7 @@ mod tests {
             running.iter_mut().for_each(|it| it.1 += 1);
             let open: Vec<(u64, u32)> = running.iter().map(|it| (it.0, it.1)).collect();
             for done in running.extract_if(.., |it| it.1 >= it.2) {
-                monitor.finish(done.0, done.2, open.iter().copied());
+                monitor.finish(done.0, done.2, &open.iter().copied());
             }
         }
         monitor
@@ -385,7 +385,7 @@ mod tests {
         let cancelled = monitor.start(Score::new(60.0, 0.7).unwrap());
         monitor.leave(cancelled);
         feed(&mut monitor, &mut Scatter(5), 200, 1.0);
-        monitor.finish(late, 1000, std::iter::empty());
+        monitor.finish(late, 1000, &std::iter::empty());
         monitor.leave(u64::MAX);
         assert_eq!(monitor.trust(), Trust::Trusted);
     }

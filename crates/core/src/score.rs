@@ -90,7 +90,13 @@ impl Score {
         (self.mean_with(spread) * normal_cdf(z - spread) + limit * normal_cdf(-z)).min(limit)
     }
 
-    /// What the answer is worth per token of service, as a length: see [`crate::gittins::rank_tokens`].
+    /// The Gittins rank of an answer that has `generated` tokens and has not ended, in tokens; smaller goes first.
+    ///
+    /// The Gittins index is the best ratio, over all lengths to stop at, of the value of ending by then to the tokens spent
+    /// until then; the rank is its power -1/2. The value of an answer is 1 / its length, which minimises the mean of
+    /// s/token. For a length known for sure the rank is `√(length · remaining)`; the wider the spread, the more it pays to
+    /// try, so an unsure request starts earlier than its mean says and falls back when it turns out long. (Gittins, JRSS B
+    /// 1979; Aalto, Ayesta and Righter, Queueing Systems 2009.)
     pub fn gittins_tokens(self, generated: u32) -> f64 {
         crate::gittins::rank_tokens(f64::from(self.median_tokens), f64::from(self.spread), generated)
     }

@@ -376,7 +376,7 @@ impl Scheduler {
         }
         let open = self.running.iter().map(|&slot| &self.entries[slot]);
         let open = open.filter_map(|entry| Some((entry.ticket?, entry.generated_tokens)));
-        if self.monitor.finish(ticket, tokens, open) && self.policy.falls_back() {
+        if self.monitor.finish(ticket, tokens, &open) && self.policy.falls_back() {
             self.estimates.trust = self.monitor.trust();
             self.requeue_all();
             for at in 0..self.running.len() {
