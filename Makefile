@@ -12,7 +12,7 @@ PORT      ?= 8000
 NEXTEST   := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 TRACE     := traces/smollm2-135m.jsonl.gz
 
-.PHONY: help setup model build serve test check demo ranker trace bench-plan bench-score bench-engine clean
+.PHONY: help setup model build serve test check demo ranker trace paper reality bench-sim bench-plan bench-score bench-engine clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,16 @@ ranker: setup ## makes the shipped ranker again from the traces in DATA=DIR, byt
 
 trace: build model ## collects the lengths of our own trace again (about 40 minutes)
 	@bash scripts/collect.sh $(OUTRANK) $(TRACE)
+
+paper: build ## the paper's tables again in the simulator, into docs/paper.md (DATA=DIR: on the traces of DIR/length)
+	python3 scripts/paper.py --outrank $(OUTRANK) $(if $(DATA),--data $(DATA)) --out docs/paper.md
+
+reality: build ## the simulator against the measured runs of results/h200
+	python3 scripts/reality.py --outrank $(OUTRANK) --runs results/h200/reality.jsonl.gz --profile h200-llama3-8b
+	python3 scripts/reality.py --outrank $(OUTRANK) --runs results/h200/reality.jsonl.gz --profile h200-llama3-8b --steps results/h200/steps.jsonl.gz
+
+bench-sim: ## a million simulated requests: time, memory, cost of a step against queue length
+	cargo bench -p outrank-sim --bench million
 
 bench-plan: ## cost of one scheduler step against queue length
 	cargo bench -p outrank-core --bench plan

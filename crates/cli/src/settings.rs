@@ -109,7 +109,7 @@ settings! {
         /// outrank: longest head start of any later arrival, in seconds; 0 is FCFS [default: 300]
         #[arg(long, env = "OUTRANK_PATIENCE_S", value_name = "SECONDS", help_heading = "Policy")]
         patience_s: f64,
-        /// outrank: preempt only for a gain of this many mean services in the deadline [default: 4]
+        /// outrank: preempt only for a gain of this many mean services in the deadline [default: 6]
         #[arg(long, env = "OUTRANK_MIN_GAIN_SERVICES", value_name = "RATIO", help_heading = "Policy")]
         min_gain_services: f64,
         /// outrank: ... and of this multiple of what the switch costs [default: 20]

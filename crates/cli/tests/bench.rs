@@ -175,7 +175,7 @@ fn flags_that_would_be_ignored_are_refused_as_usage() {
         (&["--url", "http://x", "--arrivals", "load:0.5"], "load: needs --policies"),
         (&["--url", "http://x", "--arrivals", "burst:1", "--rate", "3"], "--rate scales csv:"),
         (&["--url", "http://x", "--arrivals", "burst:1", "--duration-s", "3"], "--duration-s means nothing"),
-        (&["--policies", "fcfs,sjf", "--arrivals", "burst:1"], "no policy is called \"sjf\""),
+        (&["--policies", "fcfs,lottery", "--arrivals", "burst:1"], "no policy is called \"lottery\""),
         (&["--policies", "fcfs,fcfs", "--arrivals", "burst:1"], "names fcfs twice"),
     ];
     for (args, expected) in cases {

@@ -43,7 +43,7 @@ impl Estimates {
             service,
             mean_tokens: tokens,
             unscored,
-            load: Load::default(),
+            load: Load { backlog_s: 0.0, mean_service_s: unscored.service_s },
             trust: Trust::Trusted,
             now: Timestamp::ZERO,
         }
@@ -114,6 +114,7 @@ impl Entry {
             unscored: estimates.unscored,
             generated_tokens: self.generated_tokens,
             prefill_tokens: self.pending_tokens(),
+            running: self.state == State::Running,
             service: &estimates.service,
             now: estimates.now,
             backlog_at_arrival_s: self.backlog_s,

@@ -82,8 +82,8 @@ struct Judged {
 /// Compares the order of lengths with the order that their scores promised.
 ///
 /// **Concordance** is the agreement of pairs over the agreement that the scores themselves promise:
-/// `r = Σ w·a / Σ w·w` over the pairs of the window, where `a` is 1 for a pair in the predicted order, -1 for one in
-/// the opposite order and 0 for a tie, and `w` is the expectation of `a` if both lengths are log-normal as predicted,
+/// `r = Σ w·a / Σ w·w` over the pairs of the window, where `a` is 1 for a pair in the predicted order and -1 for one in
+/// the opposite order, pairs of equal length being left out, and `w` is the expectation of `a` if both lengths are log-normal as predicted,
 /// `2Φ(d) - 1` with `d = |Δ ln median| / √(spread₁² + spread₂²)`. A ranker that is as good as it says has `r = 1`, a
 /// random one 0, an inverted one less. Among requests that were predicted alike nothing is promised, so nothing is held
 /// against the ranker. Its standard error is the jackknife's for a ratio of U-statistics.
@@ -253,15 +253,15 @@ fn pair_up(left: &mut [Judged], right: &mut [Judged], sign: f64) {
 fn compare(a: &Judged, b: &Judged) -> (f64, f64) {
     let longer = a.ln_tokens - b.ln_tokens;
     // Of two lengths of which one is a lower bound, that one must be the longer to tell anything.
-    if (a.censored && (b.censored || longer < 0.0)) || (b.censored && longer > 0.0) {
+    // Equal lengths tell nothing either: answers that some limit cut are all alike.
+    if longer == 0.0 || (a.censored && (b.censored || longer < 0.0)) || (b.censored && longer > 0.0) {
         return (0.0, 0.0);
     }
     let difference = a.ln_predicted - b.ln_predicted;
     let d = difference.abs() / a.ln_spread.hypot(b.ln_spread);
     // 2Φ(d) - 1 to within 0.03: the same slope at 0, the same limit.
     let weight = d / (d * d + FRAC_PI_2).sqrt();
-    let sign = if longer == 0.0 { 0.0 } else { (longer * difference).signum() };
-    (weight * sign, weight * weight)
+    (weight * (longer * difference).signum(), weight * weight)
 }
 
 #[cfg(test)]

@@ -72,6 +72,8 @@ pub struct RequestView<'a> {
     pub generated_tokens: u32,
     /// Prefill tokens still to be processed.
     pub prefill_tokens: u32,
+    /// Whether it has a seat.
+    pub running: bool,
     /// Measured step costs of the host.
     pub service: &'a ServiceModel,
     /// The time now.

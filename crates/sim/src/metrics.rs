@@ -92,7 +92,9 @@ pub struct Group {
 /// Answers in `parts` groups of equal size, shortest first.
 pub fn by_length(answers: &[Answer], parts: usize) -> Vec<Group> {
     let mut sorted = answers.to_vec();
-    sorted.sort_by_key(|answer| (answer.output_tokens, answer.index));
+    // Equal lengths (many, where a limit cuts answers) in an order that has nothing to do with arrival.
+    sorted
+        .sort_by_key(|answer| (answer.output_tokens, answer.index.wrapping_mul(0x9E37_79B9_7F4A_7C15_usize)));
     let n = sorted.len();
     let group = |part: usize| {
         let group = &sorted[part * n / parts..(part + 1) * n / parts];

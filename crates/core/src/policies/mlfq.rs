@@ -53,7 +53,10 @@ impl Mlfq {
         // The whole prefill counts as had from the start: it fits the first quantum anyway, and a request that is
         // paused in its prefill must not rise again for having lost what it computed.
         let prefill_s = view.service.service_s(view.request.prompt_tokens, 0.0);
-        let mut left_s = view.service.service_s(view.request.prompt_tokens, f64::from(view.generated_tokens));
+        // By the first estimate of a step, which never changes: with the running one, a request that has sunk would rise
+        // whenever steps get shorter, and lose its seat again.
+        let decode_s = view.unscored.service_s / view.unscored.tokens;
+        let mut left_s = prefill_s + f64::from(view.generated_tokens) * decode_s;
         let (mut level, mut quantum_s) = (0, self.base_quantum_s.max(MIN_QUANTUM_S));
         let mut joined = false;
         while level + 1 < MAX_LEVELS {

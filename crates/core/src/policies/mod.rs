@@ -143,6 +143,7 @@ mod testing {
                 prefill_tokens: if self.generated_tokens == 0 { self.prompt_tokens } else { 1 },
                 service: &self.service,
                 now: Timestamp::from_secs_f64(self.arrival_s + self.age_s),
+                running: false,
                 load: crate::Load { backlog_s: 10.0, mean_service_s: 4.0 },
                 backlog_at_arrival_s: self.backlog_s,
             })

@@ -20,9 +20,10 @@ use crate::{Hysteresis, Key, Load, Policy, Preemption, RequestView};
 /// `patience_s` later, whatever the ranker says. `patience_s = 0` is FCFS. Optimises the mean of s/token (the Gittins
 /// rank, [`crate::Score::gittins_tokens`], weighs an answer by 1 / its length); long requests pay for short ones.
 ///
-/// While a request runs its rank follows what it has generated: one about to end is hard to displace, one that outlives its
-/// prediction falls back. A waiting request displaces a running one only where that pays: the gain must exceed
-/// `min_gain_services` and a multiple of the cost of switching, a few requests a step, a few times a request.
+/// While a request runs, `worth` is added to its key and follows what it has generated: one about to end is hard to
+/// displace, one that outlives its prediction falls back. A waiting request displaces a running one only where that pays:
+/// the gain must exceed `min_gain_services` and a multiple of the cost of switching, a few requests a step, a few times
+/// a request. That is rare by intention: mistakes are dear, the more so where KV must be computed again.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Outrank {
@@ -34,7 +35,7 @@ pub struct Outrank {
     pub patience_s: f64,
     /// Where the head start levels off, in mean services.
     pub knee: f64,
-    /// Preempt only for a gain of at least this many mean services in the key.
+    /// Preempt only where the keys differ by at least this many mean services.
     pub min_gain_services: f64,
     /// ... and of at least this multiple of the seconds that the switch costs.
     pub switch_cost_factor: f64,
@@ -51,7 +52,7 @@ impl Default for Outrank {
             service_factor: 4.0,
             patience_s: 300.0,
             knee: 0.2,
-            min_gain_services: 4.0,
+            min_gain_services: 6.0,
             switch_cost_factor: 20.0,
             max_preemptions_per_step: 1,
             max_preemptions_per_request: 2,
@@ -66,19 +67,19 @@ impl Outrank {
         wanted_s.min(self.patience_s)
     }
 
-    /// Seconds by which this request does.
+    /// What the request still asks for, in seconds of service.
+    fn worth_s(view: &RequestView<'_>) -> f64 {
+        let Some(score) = view.score else { return view.unscored.service_s };
+        // A limit shortens what lies beyond it, more the farther it lies, so that no two lengths become alike.
+        let cut = view.predicted_tokens / score.mean_tokens();
+        let tokens = (score.gittins_tokens(view.generated_tokens) * cut).min(view.limit_tokens());
+        view.service.service_s(view.prefill_tokens, tokens)
+    }
+
+    /// Seconds by which this request lets later arrivals by.
     fn head_start_s(&self, view: &RequestView<'_>) -> f64 {
-        let worth_s = match view.score {
-            Some(score) => {
-                // A limit shortens what lies beyond it, more the farther it lies, so that no two lengths become alike.
-                let cut = view.predicted_tokens / score.mean_tokens();
-                let tokens = (score.gittins_tokens(view.generated_tokens) * cut).min(view.limit_tokens());
-                view.service.service_s(view.prefill_tokens, tokens)
-            }
-            None => view.unscored.service_s,
-        };
         let knee_s = (self.knee * view.load.mean_service_s).max(f64::MIN_POSITIVE);
-        self.patience_s(view.load) * -(-worth_s / knee_s).exp_m1()
+        self.patience_s(view.load) * -(-Self::worth_s(view) / knee_s).exp_m1()
     }
 }
 
@@ -88,7 +89,10 @@ impl Policy for Outrank {
     }
 
     fn key(&self, view: &RequestView<'_>) -> Key {
-        Key::new(view.request.arrival.secs_f64() + self.head_start_s(view))
+        // On a seat the head start is not enough to go by: it levels off, and does not tell long from endless.
+        let held = view.running && view.score.is_some() && self.patience_s > 0.0;
+        let held_s = if held { Self::worth_s(view) } else { 0.0 };
+        Key::new(view.request.arrival.secs_f64() + self.head_start_s(view) + held_s)
     }
 
     fn follows_load(&self) -> bool {
