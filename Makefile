@@ -12,7 +12,7 @@ PORT      ?= 8000
 NEXTEST   := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 TRACE     := traces/smollm2-135m.jsonl.gz
 
-.PHONY: help setup model build serve test check demo ranker trace paper reality bench-sim bench-plan bench-score bench-engine clean
+.PHONY: help setup model build serve test check demo ranker trace paper reality reality-cpu simulated bench-sim bench-plan bench-score bench-engine clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,13 @@ paper: build ## the paper's tables again in the simulator, into docs/paper.md (D
 reality: build ## the simulator against the measured runs of results/h200
 	python3 scripts/reality.py --outrank $(OUTRANK) --runs results/h200/reality.jsonl.gz --profile h200-llama3-8b
 	python3 scripts/reality.py --outrank $(OUTRANK) --runs results/h200/reality.jsonl.gz --profile h200-llama3-8b --steps results/h200/steps.jsonl.gz
+
+reality-cpu: build model ## the simulator against the embedded engine (six minutes, alone on the machine)
+	python3 scripts/reality_cpu.py --outrank $(OUTRANK) --trace $(TRACE) --out results/cpu
+
+simulated: build ## every policy on held-out traffic of DATA=DIR, into docs/simulated.md (a quarter of an hour)
+	@test -n "$(DATA)" || { echo "usage: make simulated DATA=DIR (with length/ and arrivals/)" >&2; exit 2; }
+	python3 scripts/simulated.py --outrank $(OUTRANK) --data $(DATA) --out docs/simulated.md
 
 bench-sim: ## a million simulated requests: time, memory, cost of a step against queue length
 	cargo bench -p outrank-sim --bench million

@@ -416,8 +416,7 @@ all who wait have a turn after 200 steps, which is nearer to round robin.
 - `ltr` without promotion is the pure order of the ranker. What promotion costs in a burst is the difference to `ltr`; \
 section 6 says why it is more than in the paper.
 - `outrank` preempts rarely and keeps the throughput of FCFS; `ltr` (with promotion), `mlfq` and `po` switch a request again and again, and \
-each switch is a swap over PCIe that the step waits for. `mlfq` cuts its levels from measured step times: where these \
-drift, a request that sank may rise again, which costs it more switches than it has levels.
+each switch is a swap over PCIe that the step waits for.
 - The oracles know the true length of the very answer; the paper's oracle is another sample of the same prompt."""
 
 
