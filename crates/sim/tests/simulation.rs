@@ -1,5 +1,5 @@
 //! The simulator against an obvious scheduler, and what must hold for any traffic.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use outrank_core::policies::{NAMES, PolicySettings, by_name};
 use outrank_core::{MonitorSettings, Score};
@@ -78,7 +78,8 @@ proptest! {
     #[test]
     fn it_agrees_with_the_obvious_scheduler(jobs in jobs(), seats in 1u32..6) {
         let profile = profile(seats);
-        let keys: [(&str, fn(&Job) -> f64); 3] = [
+        type SortKey = fn(&Job) -> f64;
+        let keys: [(&str, SortKey); 3] = [
             ("fcfs", |job| job.arrival_s),
             ("sjf", |job| f64::from(job.score.unwrap().median_tokens())),
             ("oracle-sjf", |job| f64::from(job.output_tokens)),
