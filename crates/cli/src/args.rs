@@ -58,3 +58,19 @@ pub(crate) enum Command {
     Trace(TraceArgs),
     Explain(ExplainArgs),
 }
+
+/// Reads a finite number above 0.
+pub(crate) fn positive(text: &str) -> Result<f64, String> {
+    match text.trim().parse::<f64>() {
+        Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
+        _ => Err(format!("expected a positive number, found {text:?}")),
+    }
+}
+
+/// Reads a finite number of at least 0.
+pub(crate) fn not_negative(text: &str) -> Result<f64, String> {
+    match text.trim().parse::<f64>() {
+        Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
+        _ => Err(format!("expected a number of at least 0, found {text:?}")),
+    }
+}

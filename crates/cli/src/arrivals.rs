@@ -156,26 +156,29 @@ impl Arrivals {
 }
 
 fn poisson(rate: f64, window: &Window) -> Vec<f64> {
+    renewal(window, |random| -(1.0 - random.f64()).ln() / rate)
+}
+
+fn gamma(rate: f64, cv: f64, window: &Window) -> Vec<f64> {
+    let shape = 1.0 / (cv * cv);
+    renewal(window, |random| gamma_variate(shape, random) / (shape * rate))
+}
+
+/// Arrivals whose gaps are drawn one after the other.
+fn renewal(window: &Window, mut gap_s: impl FnMut(&mut fastrand::Rng) -> f64) -> Vec<f64> {
     let mut random = fastrand::Rng::with_seed(window.seed);
     let mut at_s = 0.0;
     let times = std::iter::repeat_with(|| {
-        at_s -= (1.0 - random.f64()).ln() / rate;
+        at_s += gap_s(&mut random);
         at_s
     });
     let limit = window.requests.unwrap_or(usize::MAX);
     times.take_while(|at_s| *at_s <= window.duration_s).take(limit).collect()
 }
 
-fn gamma(rate: f64, cv: f64, window: &Window) -> Vec<f64> {
-    let mut random = fastrand::Rng::with_seed(window.seed);
-    let shape = 1.0 / (cv * cv);
-    let mut at_s = 0.0;
-    let times = std::iter::repeat_with(|| {
-        at_s += gamma_variate(shape, &mut random) / (shape * rate);
-        at_s
-    });
-    let limit = window.requests.unwrap_or(usize::MAX);
-    times.take_while(|at_s| *at_s <= window.duration_s).take(limit).collect()
+/// A standard normal variate (Box and Muller's transform of two uniform ones).
+pub(crate) fn standard_normal(random: &mut fastrand::Rng) -> f64 {
+    (-2.0 * (1.0 - random.f64()).ln()).sqrt() * (std::f64::consts::TAU * random.f64()).cos()
 }
 
 /// A gamma variate of the given shape and scale 1 (Marsaglia and Tsang, "A simple method for generating gamma variables",
@@ -188,7 +191,7 @@ fn gamma_variate(shape: f64, random: &mut fastrand::Rng) -> f64 {
     let d = shape - 1.0 / 3.0;
     let c = 1.0 / (9.0 * d).sqrt();
     loop {
-        let normal = (-2.0 * (1.0 - random.f64()).ln()).sqrt() * (std::f64::consts::TAU * random.f64()).cos();
+        let normal = standard_normal(random);
         let v = (1.0 + c * normal).powi(3);
         let uniform: f64 = 1.0 - random.f64();
         if v > 0.0 && uniform.ln() < 0.5 * normal * normal + d - d * v + d * v.ln() {

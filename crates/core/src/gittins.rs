@@ -10,7 +10,7 @@ const MAX_SPREAD: f64 = 2.4;
 const AGES: usize = 97;
 const MIN_LN_AGE: f64 = -6.0;
 const MAX_LN_AGE: f64 = 6.0;
-/// Stopping points that the supremum is taken over, and the widest in spreads beyond the age.
+/// Stopping points that the supremum is taken over.
 const STOPS: usize = 64;
 
 /// `ln` of the rank of a request of median 1 token, by spread and age.

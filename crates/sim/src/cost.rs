@@ -1,5 +1,6 @@
 //! How long an engine takes for one step.
 
+use outrank_core::StepSample;
 use serde::{Deserialize, Serialize};
 
 /// What one forward pass holds.
@@ -11,6 +12,16 @@ pub struct Composition {
     pub decode_seqs: u32,
     /// Context of all sequences in the batch after the step, in tokens.
     pub context_tokens: u64,
+}
+
+impl From<&StepSample> for Composition {
+    fn from(sample: &StepSample) -> Self {
+        Self {
+            prefill_tokens: sample.prefill_tokens,
+            decode_seqs: sample.decodes,
+            context_tokens: sample.context_tokens,
+        }
+    }
 }
 
 /// A point of a piecewise linear cost.

@@ -6,15 +6,6 @@ use thiserror::Error;
 
 use crate::{Composition, Knot, StepCost};
 
-/// What a measured step held.
-fn composition(sample: &StepSample) -> Composition {
-    Composition {
-        prefill_tokens: sample.prefill_tokens,
-        decode_seqs: sample.decodes,
-        context_tokens: sample.context_tokens,
-    }
-}
-
 /// How far a cost model is from the steps that it was fitted to.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
 pub struct Residuals {
@@ -73,7 +64,7 @@ pub fn fit(samples: &[StepSample]) -> Result<Fit, FitError> {
     let steps: Vec<(Composition, f64)> = samples
         .iter()
         .filter(|it| it.took_s.is_finite() && it.took_s > 0.0)
-        .map(|it| (composition(it), it.took_s))
+        .map(|it| (Composition::from(it), it.took_s))
         .collect();
     if steps.len() < MIN_STEPS {
         return Err(FitError::TooFew(steps.len()));

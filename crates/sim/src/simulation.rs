@@ -1,8 +1,10 @@
 //! The event loop: requests arrive, the scheduler plans, a step passes, tokens come.
 
+use std::time::Duration;
+
 use outrank_core::{
     CapacityError, Counters, Event, MonitorSettings, Plan, Policy, Rejection, Request, RequestId, Scheduler,
-    Score, SwitchMethod, Timestamp, Trust,
+    Score, StepSample, SwitchMethod, Timestamp, Trust,
 };
 use serde::Serialize;
 use thiserror::Error;
@@ -242,7 +244,9 @@ impl<'a> Simulation<'a> {
         self.plan.seat.clone_from(&plan.seat);
         self.plan.batch.clone_from(&plan.batch);
         let switching_s = self.switch();
-        let step_s = self.profile.step.seconds(&self.composition()) + self.scorer.take_blocked_s();
+        // What the engine's step log would say of it, but for how long it took.
+        let held = Composition::from(&StepSample::new(&self.plan.batch, Duration::ZERO));
+        let step_s = self.profile.step.seconds(&held) + self.scorer.take_blocked_s();
         let took = Timestamp::from_secs_f64(step_s).since(Timestamp::ZERO);
         let before = self.now;
         self.now = Timestamp::from_secs_f64(before.secs_f64() + switching_s + step_s);
@@ -273,17 +277,6 @@ impl<'a> Simulation<'a> {
             return 0.0;
         }
         0.5 * f64::from(swapped_tokens) * self.profile.switch_cost.swap_s_per_token
-    }
-
-    fn composition(&self) -> Composition {
-        let mut step = Composition::default();
-        for slice in &self.plan.batch {
-            let decodes = slice.tokens == 1 && slice.samples;
-            step.decode_seqs += u32::from(decodes);
-            step.prefill_tokens += if decodes { 0 } else { slice.tokens };
-            step.context_tokens += u64::from(slice.start + slice.tokens);
-        }
-        step
     }
 
     /// Every sequence at the end of its context gets its token, at the end of the step. Returns how many did.

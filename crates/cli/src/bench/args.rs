@@ -1,11 +1,12 @@
 //! The flags of `outrank bench`.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use outrank_sim::Slo;
 
+use crate::args::{not_negative, positive};
 use crate::arrivals::Arrivals;
 use crate::error::usage;
 use crate::settings::{EngineSettings, PolicyFlags, RankerSettings, policy_name};
@@ -118,42 +119,6 @@ pub(crate) enum LengthMode {
     Free,
 }
 
-/// Objectives that a good answer meets, in seconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(crate) struct Slo {
-    ttft_s: Option<f64>,
-    tpot_s: Option<f64>,
-    e2e_s: Option<f64>,
-}
-
-impl Slo {
-    /// Whether an answer with these latencies is good.
-    pub(crate) fn met(&self, ttft_s: f64, tpot_s: Option<f64>, e2e_s: f64) -> bool {
-        let within = |value: f64, limit: Option<f64>| limit.is_none_or(|limit| value <= limit);
-        within(ttft_s, self.ttft_s) && within(tpot_s.unwrap_or(0.0), self.tpot_s) && within(e2e_s, self.e2e_s)
-    }
-}
-
-impl FromStr for Slo {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut slo = Self::default();
-        for part in text.split(',') {
-            let (name, value) =
-                part.split_once(':').ok_or("expected a list such as ttft:2,tpot:0.1,e2e:30")?;
-            let seconds = Some(positive(value)?);
-            match name.trim() {
-                "ttft" => slo.ttft_s = seconds,
-                "tpot" => slo.tpot_s = seconds,
-                "e2e" | "e2el" => slo.e2e_s = seconds,
-                other => return Err(format!("{other:?} is no objective; choose from ttft, tpot, e2e")),
-            }
-        }
-        Ok(slo)
-    }
-}
-
 impl BenchArgs {
     /// Refuses combinations that would be ignored.
     pub(crate) fn check(&self) -> Result<()> {
@@ -169,35 +134,5 @@ impl BenchArgs {
             return Err(usage(format!("--policies names {name} twice; use --repeats for several runs")));
         }
         Ok(())
-    }
-}
-
-fn positive(text: &str) -> Result<f64, String> {
-    match text.trim().parse::<f64>() {
-        Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
-        _ => Err(format!("expected a positive number, found {text:?}")),
-    }
-}
-
-fn not_negative(text: &str) -> Result<f64, String> {
-    match text.trim().parse::<f64>() {
-        Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
-        _ => Err(format!("expected a number of at least 0, found {text:?}")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn objectives_are_read_and_misspelt_ones_refused() {
-        let slo: Slo = "ttft:2,e2e:30".parse().unwrap();
-        assert!(slo.met(2.0, Some(99.0), 30.0) && !slo.met(2.1, None, 1.0) && !slo.met(1.0, None, 31.0));
-        assert!(
-            "ttf:2".parse::<Slo>().is_err()
-                && "ttft".parse::<Slo>().is_err()
-                && "e2e:-1".parse::<Slo>().is_err()
-        );
     }
 }

@@ -1,43 +1,14 @@
 //! From samples to figures.
 
 use outrank_core::Summary;
+use outrank_sim::{Answer, Group, Metrics, Slo, by_length};
 use serde::Serialize;
 
-use crate::bench::args::Slo;
 use crate::bench::plan::Job;
 use crate::bench::stream::Sample;
 
 /// Failures that are quoted, at most; all are counted.
 const MAX_QUOTED_FAILURES: usize = 5;
-
-/// Latencies of the answered requests, in seconds.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
-pub(crate) struct Metrics {
-    /// End to end, divided by the tokens of the answer.
-    pub(crate) s_per_token: Option<Summary>,
-    /// Until the first token.
-    pub(crate) ttft_s: Option<Summary>,
-    /// Until the end of the answer.
-    pub(crate) e2e_s: Option<Summary>,
-    /// (E2E - TTFT) / (tokens - 1).
-    pub(crate) tpot_s: Option<Summary>,
-    /// Gaps between tokens, over all tokens of all requests.
-    pub(crate) itl_s: Option<Summary>,
-    /// max(TTFT, largest gap between two tokens).
-    pub(crate) max_waiting_s: Option<Summary>,
-}
-
-/// The requests of one range of lengths.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct Group {
-    /// How many were answered.
-    pub(crate) requests: usize,
-    /// Shortest and longest, in tokens.
-    pub(crate) tokens: [u32; 2],
-    pub(crate) s_per_token: Option<Summary>,
-    pub(crate) ttft_s: Option<Summary>,
-    pub(crate) e2e_s: Option<Summary>,
-}
 
 /// One timed run.
 #[derive(Debug, Clone, Serialize)]
@@ -98,60 +69,19 @@ pub(crate) struct RunFacts {
     pub(crate) one_at_a_time: bool,
 }
 
-fn summary(values: impl Iterator<Item = f64>) -> Option<Summary> {
-    Summary::of(values.collect())
-}
-
-fn tokens(sample: &Sample) -> f64 {
-    f64::from(sample.output_tokens.max(1))
-}
-
-/// Until the first token; an answer without one took until its end.
-fn ttft_s(sample: &Sample) -> f64 {
-    sample.ttft_s.unwrap_or(sample.e2e_s)
-}
-
-fn tpot_s(sample: &Sample) -> Option<f64> {
-    let rest = sample.output_tokens.checked_sub(1).filter(|&rest| rest > 0)?;
-    Some((sample.e2e_s - ttft_s(sample)) / f64::from(rest))
-}
-
-fn max_waiting_s(sample: &Sample) -> f64 {
-    sample.gaps_s.iter().map(|&gap| f64::from(gap)).fold(ttft_s(sample), f64::max)
-}
-
-impl Metrics {
-    fn of(answered: &[&Sample]) -> Self {
-        let each = || answered.iter().copied();
+impl From<&Sample> for Answer {
+    fn from(sample: &Sample) -> Self {
         Self {
-            s_per_token: summary(each().map(|s| s.e2e_s / tokens(s))),
-            ttft_s: summary(each().map(ttft_s)),
-            e2e_s: summary(each().map(|s| s.e2e_s)),
-            tpot_s: summary(each().filter_map(tpot_s)),
-            itl_s: summary(each().flat_map(|s| s.gaps_s.iter().map(|&gap| f64::from(gap)))),
-            max_waiting_s: summary(each().map(max_waiting_s)),
+            index: sample.job,
+            arrival_s: sample.arrival_s,
+            output_tokens: sample.output_tokens,
+            // An answer without a first token took until its end.
+            ttft_s: sample.ttft_s.unwrap_or(sample.e2e_s),
+            e2e_s: sample.e2e_s,
+            max_gap_s: sample.gaps_s.iter().map(|&gap| f64::from(gap)).fold(0.0, f64::max),
+            preemptions: 0,
         }
     }
-}
-
-/// Answers in `parts` groups of equal size, shortest first.
-fn by_length(answered: &[&Sample], parts: usize) -> Vec<Group> {
-    let mut sorted = answered.to_vec();
-    sorted.sort_by_key(|sample| (sample.output_tokens, sample.job));
-    let n = sorted.len();
-    let groups = (0..parts).map(|part| &sorted[part * n / parts..(part + 1) * n / parts]);
-    let group = |group: &[&Sample]| {
-        let metrics = Metrics::of(group);
-        let (first, last) = (group.first()?, group.last()?);
-        Some(Group {
-            requests: group.len(),
-            tokens: [first.output_tokens, last.output_tokens],
-            s_per_token: metrics.s_per_token,
-            ttft_s: metrics.ttft_s,
-            e2e_s: metrics.e2e_s,
-        })
-    };
-    groups.filter_map(group).collect()
 }
 
 impl Run {
@@ -172,8 +102,9 @@ impl Run {
         let busy_s = samples.iter().map(|s| s.e2e_s).sum::<f64>();
         let duration_s = if facts.one_at_a_time { busy_s } else { end_s - start_s }.max(f64::MIN_POSITIVE);
         let output_tokens: u64 = answered.iter().map(|s| u64::from(s.output_tokens)).sum();
-        let good =
-            slo.map(|slo| answered.iter().filter(|s| slo.met(ttft_s(s), tpot_s(s), s.e2e_s)).count() as f64);
+        let answers: Vec<Answer> = answered.iter().copied().map(Answer::from).collect();
+        let gaps_s = answered.iter().flat_map(|s| s.gaps_s.iter().map(|&gap| f64::from(gap)));
+        let good = slo.map(|slo| answers.iter().filter(|answer| slo.met(answer)).count() as f64);
         let last_arrival_s = jobs.last().map_or(0.0, |job| job.arrival_s);
         Self {
             policy: facts.policy.clone(),
@@ -195,9 +126,9 @@ impl Run {
             tau_b: predicted.and_then(|predicted| tau_b(jobs, &answered, predicted)),
             e2e_vs_first: None,
             as_recorded: as_recorded(jobs, &answered),
-            metrics: Metrics::of(&answered),
-            by_length_third: by_length(&answered, 3),
-            by_length_decile: by_length(&answered, 10),
+            metrics: Metrics { itl_s: Summary::of(gaps_s.collect()), ..Metrics::of(&answers) },
+            by_length_third: by_length(&answers, 3),
+            by_length_decile: by_length(&answers, 10),
         }
     }
 }
@@ -206,7 +137,7 @@ impl Run {
 pub(crate) fn paired_e2e(samples: &[Sample], first: &[Sample]) -> Option<Summary> {
     let pairs = samples.iter().zip(first);
     let answered = pairs.filter(|(here, there)| here.failure.is_none() && there.failure.is_none());
-    summary(answered.map(|(here, there)| here.e2e_s / there.e2e_s.max(f64::MIN_POSITIVE)))
+    Summary::of(answered.map(|(here, there)| here.e2e_s / there.e2e_s.max(f64::MIN_POSITIVE)).collect())
 }
 
 fn tau_b(jobs: &[Job], answered: &[&Sample], predicted: &dyn Fn(usize) -> f64) -> Option<f64> {

@@ -1,8 +1,9 @@
 //! The results for people: every policy beside the first, and what got worse.
 
 use outrank_core::Summary;
+use outrank_sim::Group;
 
-use crate::bench::report::{Group, Run};
+use crate::bench::report::Run;
 use crate::output::{Table, maybe, number, plural};
 
 /// The policy that knows the true lengths: the other bound in the tables.

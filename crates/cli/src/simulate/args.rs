@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use outrank_sim::Slo;
 
+use crate::args::{not_negative, positive};
 use crate::arrivals::Arrivals;
 use crate::error::usage;
 use crate::settings::RankerSettings;
@@ -68,7 +69,7 @@ pub(crate) struct SimulateArgs {
     #[arg(long, value_name = "SOURCE", default_value = "ranker")]
     pub(crate) scores: ScoreSource,
     /// Seconds that scoring one request takes, beside the engine unless --blocking-scores
-    #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.0, value_parser = not_negative)]
     pub(crate) score_s: f64,
     /// The engine waits for scores, as in the paper's code
     #[arg(long)]
@@ -180,16 +181,6 @@ impl SimulateArgs {
         if self.duration_s.is_some() && self.arrivals.iter().all(|it| matches!(it, Arrivals::Burst(_))) {
             return Err(usage("--duration-s means nothing for bursts: they end when all are answered"));
         }
-        if !(self.score_s.is_finite() && self.score_s >= 0.0) {
-            return Err(usage(format!("--score-s {}: must be a number of at least 0", self.score_s)));
-        }
         Ok(())
-    }
-}
-
-fn positive(text: &str) -> Result<f64, String> {
-    match text.trim().parse::<f64>() {
-        Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
-        _ => Err(format!("expected a positive number, found {text:?}")),
     }
 }

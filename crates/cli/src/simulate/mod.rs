@@ -55,6 +55,8 @@ struct Case<'a> {
     load: Option<f64>,
     seed: u64,
     jobs: Vec<Job>,
+    /// Tau-b between predictions and lengths.
+    tau_b: Option<f64>,
 }
 
 /// Runs the command.
@@ -67,7 +69,7 @@ pub(crate) fn run(mut args: SimulateArgs, file: FileSettings, output: &Output) -
     let workload = Workload::read(&args)?;
     let engines = engines(&args, &workload)?;
     let cases = cases(&args, &workload, &engines)?;
-    let runs = run_all(&args, &workload, &cases)?;
+    let runs = run_all(&args, &cases)?;
     let capacity_per_s =
         engines.iter().map(|engine| (engine.profile.name.clone(), engine.capacity_per_s)).collect();
     let report = Report { capacity_per_s, runs };
@@ -130,7 +132,8 @@ fn cases<'a>(args: &SimulateArgs, workload: &Workload, engines: &'a [Engine]) ->
                     };
                     let times = workload.schedule(arrivals, &window, engine.capacity_per_s)?;
                     let jobs = workload.jobs(&engine.profile, &times, seed);
-                    cases.push(Case { engine, arrivals: arrivals.to_string(), load, seed, jobs });
+                    let tau_b = workload::tau_b(&jobs);
+                    cases.push(Case { engine, arrivals: arrivals.to_string(), load, seed, jobs, tau_b });
                 }
             }
         }
@@ -139,7 +142,7 @@ fn cases<'a>(args: &SimulateArgs, workload: &Workload, engines: &'a [Engine]) ->
 }
 
 /// Every case under every policy, on all cores; the order of the result does not depend on who was first.
-fn run_all(args: &SimulateArgs, workload: &Workload, cases: &[Case<'_>]) -> Result<Vec<Run>> {
+fn run_all(args: &SimulateArgs, cases: &[Case<'_>]) -> Result<Vec<Run>> {
     let total = cases.len() * args.policies.len();
     let threads = args.threads.map_or_else(
         || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
@@ -158,7 +161,7 @@ fn run_all(args: &SimulateArgs, workload: &Workload, cases: &[Case<'_>]) -> Resu
                     }
                     let case = &cases[at / args.policies.len()];
                     let policy = &args.policies[at % args.policies.len()];
-                    let run = run_one(args, workload, case, policy);
+                    let run = run_one(args, case, policy);
                     if let Ok(mut results) = results.lock() {
                         results.push((at, run));
                     }
@@ -173,12 +176,7 @@ fn run_all(args: &SimulateArgs, workload: &Workload, cases: &[Case<'_>]) -> Resu
     results.into_iter().map(|(_, run)| run).collect()
 }
 
-fn run_one(
-    args: &SimulateArgs,
-    workload: &Workload,
-    case: &Case<'_>,
-    policy: &spec::PolicySpec,
-) -> Result<Run> {
+fn run_one(args: &SimulateArgs, case: &Case<'_>, policy: &spec::PolicySpec) -> Result<Run> {
     let last_s = case.jobs.last().map_or(0.0, |job| job.arrival_s);
     let facts = Facts {
         policy: policy.to_string(),
@@ -190,5 +188,5 @@ fn run_one(
     };
     let run = run::run(args, &case.engine.profile, policy, &case.jobs, facts)
         .with_context(|| format!("{policy}, {}, seed {}", case.arrivals, case.seed))?;
-    Ok(Run { tau_b: workload.tau_b(&case.jobs), ..run })
+    Ok(Run { tau_b: case.tau_b, ..run })
 }

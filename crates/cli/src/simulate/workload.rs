@@ -2,11 +2,12 @@
 
 use anyhow::{Result, bail};
 use outrank_core::Score;
-use outrank_ranker::trace::{Lengths, held_out, read_trace};
+use outrank_ranker::trace::{Lengths, held_out};
 use outrank_ranker::{Ranker, TraceRecord};
 use outrank_sim::{Job, Profile};
 
-use crate::arrivals::{Arrival, Arrivals, Window, drawn};
+use crate::arrivals::{Arrival, Arrivals, Window, drawn, standard_normal};
+use crate::files::placed;
 use crate::output::{note, plural};
 use crate::simulate::args::{ScoreSource, SimulateArgs};
 
@@ -34,18 +35,14 @@ impl Workload {
     pub(crate) fn read(args: &SimulateArgs) -> Result<Self> {
         let mut records = Vec::new();
         for path in &args.traces {
-            let mut read = read_trace(path, Lengths::Required)?;
-            if let Some(index) = read.iter().position(|record| record.prompt_tokens.is_none()) {
-                bail!(
-                    "{}: request {} has no prompt_tokens; add them with `outrank trace count`",
-                    path.display(),
-                    index + 1
-                );
+            for (place, record) in placed(path, Lengths::Required)? {
+                if record.prompt_tokens.is_none() {
+                    bail!("{place}: no prompt_tokens; add them with `outrank trace count`");
+                }
+                if !args.held_out || held_out(&record) {
+                    records.push(record);
+                }
             }
-            if args.held_out {
-                read.retain(held_out);
-            }
-            records.extend(read);
         }
         if records.is_empty() {
             bail!("none of the trace's prompts is held out; leave --held-out away");
@@ -65,15 +62,6 @@ impl Workload {
             })
             .collect::<Result<_>>()?;
         Ok(Self { records, requests, max_tokens: args.max_tokens, scores: args.scores })
-    }
-
-    /// Tau-b between predictions and lengths, where there are predictions.
-    pub(crate) fn tau_b(&self, jobs: &[Job]) -> Option<f64> {
-        let scored: Vec<&Job> = jobs.iter().filter(|job| job.score.is_some()).collect();
-        let predicted: Vec<f64> =
-            scored.iter().filter_map(|job| job.score).map(|score| f64::from(score.median_tokens())).collect();
-        let truth: Vec<f64> = scored.iter().map(|job| f64::from(job.output_tokens)).collect();
-        outrank_ranker::kendall_tau_b(&predicted, &truth)
     }
 
     /// When which records arrive; `capacity_per_s` is that of the profile.
@@ -131,9 +119,7 @@ impl Workload {
         match self.scores {
             ScoreSource::Noisy(sigma) => {
                 for job in jobs {
-                    // Box and Muller's transform of two uniform numbers.
-                    let normal = (-2.0 * (1.0 - random.f64()).ln()).sqrt()
-                        * (std::f64::consts::TAU * random.f64()).cos();
+                    let normal = standard_normal(random);
                     let median = f64::from(job.output_tokens) * (sigma * normal).exp();
                     job.score = Score::new(median.clamp(0.1, 1e7) as f32, (sigma as f32).max(0.05)).ok();
                 }
@@ -148,6 +134,15 @@ impl Workload {
             _ => {}
         }
     }
+}
+
+/// Tau-b between predictions and lengths, where there are predictions.
+pub(crate) fn tau_b(jobs: &[Job]) -> Option<f64> {
+    let scored = jobs.iter().filter_map(|job| Some((job.score?, job.output_tokens)));
+    let (predicted, truth): (Vec<f64>, Vec<f64>) = scored
+        .map(|(score, output_tokens)| (f64::from(score.median_tokens()), f64::from(output_tokens)))
+        .unzip();
+    outrank_ranker::kendall_tau_b(&predicted, &truth)
 }
 
 fn score(record: &TraceRecord, source: ScoreSource, ranker: Option<&Ranker>) -> Result<Option<Score>> {

@@ -76,10 +76,10 @@ impl Outrank {
         view.service.service_s(view.prefill_tokens, tokens)
     }
 
-    /// Seconds by which this request lets later arrivals by.
-    fn head_start_s(&self, view: &RequestView<'_>) -> f64 {
-        let knee_s = (self.knee * view.load.mean_service_s).max(f64::MIN_POSITIVE);
-        self.patience_s(view.load) * -(-Self::worth_s(view) / knee_s).exp_m1()
+    /// Seconds by which a request of this worth lets later arrivals by.
+    fn head_start_s(&self, worth_s: f64, load: Load) -> f64 {
+        let knee_s = (self.knee * load.mean_service_s).max(f64::MIN_POSITIVE);
+        self.patience_s(load) * -(-worth_s / knee_s).exp_m1()
     }
 }
 
@@ -89,10 +89,11 @@ impl Policy for Outrank {
     }
 
     fn key(&self, view: &RequestView<'_>) -> Key {
+        let worth_s = Self::worth_s(view);
         // On a seat the head start is not enough to go by: it levels off, and does not tell long from endless.
         let held = view.running && view.score.is_some() && self.patience_s > 0.0;
-        let held_s = if held { Self::worth_s(view) } else { 0.0 };
-        Key::new(view.request.arrival.secs_f64() + self.head_start_s(view) + held_s)
+        let held_s = if held { worth_s } else { 0.0 };
+        Key::new(view.request.arrival.secs_f64() + self.head_start_s(worth_s, view.load) + held_s)
     }
 
     fn follows_load(&self) -> bool {
@@ -116,7 +117,7 @@ impl Policy for Outrank {
     }
 
     fn why(&self, view: &RequestView<'_>) -> String {
-        let head_start_s = self.head_start_s(view);
+        let head_start_s = self.head_start_s(Self::worth_s(view), view.load);
         let basis = match view.score {
             Some(_) => format!("{:.0} tokens predicted to come", view.remaining_tokens()),
             None => format!("{:.0} tokens assumed (no score)", view.unscored.tokens),

@@ -358,10 +358,7 @@ impl Scheduler {
         }
         let mean_service_s = self.estimates.service.service_s(0, self.estimates.mean_tokens);
         self.estimates.load = Load { backlog_s, mean_service_s };
-        self.requeue_all();
-        for at in 0..self.running.len() {
-            self.refresh_rank(self.running[at]);
-        }
+        self.rerank_all();
     }
 
     /// Tells the monitor how long a finished request was; when that changes the verdict on the ranker, the queue follows.
@@ -378,10 +375,15 @@ impl Scheduler {
         let open = open.filter_map(|entry| Some((entry.ticket?, entry.generated_tokens)));
         if self.monitor.finish(ticket, tokens, &open) && self.policy.falls_back() {
             self.estimates.trust = self.monitor.trust();
-            self.requeue_all();
-            for at in 0..self.running.len() {
-                self.refresh_rank(self.running[at]);
-            }
+            self.rerank_all();
+        }
+    }
+
+    /// Takes the rank of everybody anew.
+    fn rerank_all(&mut self) {
+        self.requeue_all();
+        for at in 0..self.running.len() {
+            self.refresh_rank(self.running[at]);
         }
     }
 
