@@ -1,6 +1,6 @@
 //! Policies beside each other on the embedded engine.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use outrank_ranker::TraceRecord;
 use outrank_ranker::trace::Prompt;
 use tokio::time::Instant;
@@ -11,6 +11,7 @@ use crate::bench::drive::{Target, one, open_loop};
 use crate::bench::plan::{Job, Shape};
 use crate::bench::report::{Run, paired_e2e};
 use crate::bench::stream::Sample;
+use crate::bench::switched::Switched;
 use crate::bench::{Bench, Report};
 use crate::host::{Host, HostConfig, ModelFile};
 use crate::output::note;
@@ -22,9 +23,16 @@ const WARM_UP_TOKENS: u32 = 48;
 const CAPACITY_REQUESTS_PER_SEAT: usize = 4;
 
 impl Bench {
-    async fn start(&self, model: &ModelFile, policy: &str, requests: usize) -> Result<(Host, Target)> {
-        let args = &self.args;
-        let mut config = HostConfig::new(policy, &args.engine, &args.policy, self.ranker.clone())?;
+    fn config(&self, policy: &str) -> Result<HostConfig> {
+        HostConfig::new(policy, &self.args.engine, &self.args.policy, self.ranker.clone())
+    }
+
+    async fn start(
+        &self,
+        model: &ModelFile,
+        mut config: HostConfig,
+        requests: usize,
+    ) -> Result<(Host, Target)> {
         // The queue must hold every request: a refused one would make its policy look good.
         config.queue_at_least(requests + 64);
         let host = Host::start(model, config).await?;
@@ -57,7 +65,7 @@ pub(crate) async fn compare(bench: &Bench) -> Result<Report> {
         }
         let mut round = Vec::new();
         for policy in order {
-            let (host, target) = bench.start(&model, policy, jobs.len()).await?;
+            let (host, target) = bench.start(&model, bench.config(policy)?, jobs.len()).await?;
             bench.warm_up(&target, &shape, bench.warm_up_requests()).await?;
             let samples = open_loop(&target, jobs.clone(), &Progress::new(policy.as_str(), jobs.len())).await;
             host.stop().await?;
@@ -87,7 +95,7 @@ async fn capacity(bench: &Bench, model: &ModelFile, shape: &Shape) -> Result<f64
     let requests = (seats * CAPACITY_REQUESTS_PER_SEAT).max(16);
     let arrivals = drawn(&vec![0.0; requests], bench.records.len(), bench.args.seed ^ 0x00CA_9AC1);
     let jobs = shape.jobs(&bench.records, &arrivals)?;
-    let (host, target) = bench.start(model, "fcfs", requests).await?;
+    let (host, target) = bench.start(model, bench.config("fcfs")?, requests).await?;
     bench.warm_up(&target, shape, bench.warm_up_requests()).await?;
     let samples = open_loop(&target, jobs, &Progress::new("capacity", requests)).await;
     host.stop().await?;
@@ -120,7 +128,8 @@ fn saturated_rate(samples: &[Sample], seats: usize) -> Result<f64> {
     Ok(produced / full_s / mean)
 }
 
-/// One request at a time, to every policy in turn before the next: latency at no load, in interleaved pairs.
+/// One request at a time, under every policy in turn before the next: latency at no load, in interleaved pairs. All share
+/// one engine: two of them in one process differ by a few per cent, whatever policy they run.
 pub(crate) async fn serial(bench: &Bench) -> Result<Report> {
     let model = ModelFile::open(&bench.args.engine)?;
     let shape = bench.shape(model.name(), true);
@@ -129,16 +138,17 @@ pub(crate) async fn serial(bench: &Bench) -> Result<Report> {
     let mut runs = Vec::new();
     for repeat in 0..bench.args.repeats {
         let jobs = bench.jobs(&shape, repeat, None)?;
-        let mut hosts = Vec::new();
-        for policy in &bench.args.policies {
-            let (host, target) = bench.start(&model, policy, 1).await?;
-            bench.warm_up(&target, &shape, bench.warm_up_requests()).await?;
-            hosts.push((policy, host, target));
-        }
-        let lanes: Vec<(&Target, &Vec<Job>)> = hosts.iter().map(|(_, _, target)| (target, &jobs)).collect();
-        let samples = alternate(&lanes).await;
-        for ((policy, host, _), own) in hosts.into_iter().zip(&samples) {
-            host.stop().await?;
+        let configs = bench.args.policies.iter().map(|policy| bench.config(policy));
+        let mut configs = configs.collect::<Result<Vec<_>>>()?.into_iter();
+        let mut config = configs.next().context("--policies names no policy")?;
+        let policies = std::iter::once(config.policy).chain(configs.map(|config| config.policy)).collect();
+        let (policy, switch) = Switched::new(policies).context("--policies names no policy")?;
+        config.policy = Box::new(policy);
+        let (host, target) = bench.start(&model, config, 1).await?;
+        bench.warm_up(&target, &shape, bench.warm_up_requests()).await?;
+        let samples = alternate(&target, &jobs, bench.args.policies.len(), |lane| switch.to(lane)).await;
+        host.stop().await?;
+        for (policy, own) in bench.args.policies.iter().zip(&samples) {
             let facts = bench.facts(policy, repeat, None);
             let predicted = predicted.as_ref().map(|predicted| predicted as &dyn Fn(usize) -> f64);
             let run = Run::new(&facts, &jobs, own, bench.args.slo.as_ref(), predicted);
@@ -148,17 +158,22 @@ pub(crate) async fn serial(bench: &Bench) -> Result<Report> {
     Ok(Report { capacity_per_s: None, runs })
 }
 
-/// Sends each job to every target before the next job, always one at a time; who goes first rotates.
-pub(crate) async fn alternate(lanes: &[(&Target, &Vec<Job>)]) -> Vec<Vec<Sample>> {
-    let count = lanes.first().map_or(0, |(_, jobs)| jobs.len());
-    let progress = Progress::new("one at a time", count * lanes.len());
-    let mut samples: Vec<Vec<Sample>> = vec![Vec::with_capacity(count); lanes.len()];
+/// Sends each job once in every lane before the next job, always one at a time; who goes first rotates. `enter` is called
+/// with the lane before each.
+pub(crate) async fn alternate(
+    target: &Target,
+    jobs: &[Job],
+    lanes: usize,
+    enter: impl Fn(usize),
+) -> Vec<Vec<Sample>> {
+    let progress = Progress::new("one at a time", jobs.len() * lanes);
+    let mut samples: Vec<Vec<Sample>> = vec![Vec::with_capacity(jobs.len()); lanes];
     let start = Instant::now();
-    for index in 0..count {
-        for turn in 0..lanes.len() {
-            let lane = (index + turn) % lanes.len();
-            let (target, jobs) = lanes[lane];
-            samples[lane].push(one(target, &jobs[index], start).await);
+    for (index, job) in jobs.iter().enumerate() {
+        for turn in 0..lanes {
+            let lane = (index + turn) % lanes;
+            enter(lane);
+            samples[lane].push(one(target, job, start).await);
             progress.step();
         }
     }

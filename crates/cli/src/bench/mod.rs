@@ -6,6 +6,7 @@ mod embedded;
 mod plan;
 mod report;
 mod stream;
+mod switched;
 mod table;
 
 use std::path::Path;
@@ -136,7 +137,7 @@ impl Bench {
             let jobs = self.jobs(&shape, repeat, None)?;
             self.warm_up(&target, &shape, self.args.warm_up.unwrap_or(URL_WARM_UP)).await?;
             let samples = match self.args.arrivals {
-                Arrivals::Serial(_) => embedded::alternate(&[(&target, &jobs)]).await.swap_remove(0),
+                Arrivals::Serial(_) => embedded::alternate(&target, &jobs, 1, |_| {}).await.swap_remove(0),
                 _ => open_loop(&target, jobs.clone(), &Progress::new(url, jobs.len())).await,
             };
             runs.push(Run::new(&facts, &jobs, &samples, self.args.slo.as_ref(), None));
