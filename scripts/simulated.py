@@ -22,7 +22,7 @@ LOADS = [0.5, 0.8, 0.95, 1.1, 1.5]
 SEEDS = 5
 # Settings that each policy is swept over, for the front of mean against tail.
 SWEEPS = {
-    "outrank": [f"outrank:knee={knee}:backlog_factor={factor}" for knee in (0.1, 0.2, 0.4, 1.0) for factor in (1, 3, 10)],
+    "outrank": [f"outrank:short_share={share}:backlog_factor={factor}" for share in (0.03, 0.1, 0.2, 0.4) for factor in (1, 3, 10)],
     "tie": [f"tie:decay_interval_s={seconds}" for seconds in (3, 10, 30, 100)],
     "hrrn": ["hrrn"], "sjf": ["sjf"], "mlfq": [f"mlfq:base_quantum_s={s}" for s in (0.03, 0.3, 3)],
     "boost": [f"boost:gamma_per_s={gamma}" for gamma in (0.02, 0.1, 0.5, 2)],

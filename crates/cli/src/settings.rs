@@ -103,13 +103,13 @@ settings! {
         /// outrank: ... and per second of a mean request's service [default: 4]
         #[arg(long, env = "OUTRANK_SERVICE_FACTOR", value_name = "RATIO", help_heading = "Policy")]
         service_factor: f64,
-        /// outrank: share of a mean request's service from which on a request counts as long [default: 0.2]
-        #[arg(long, env = "OUTRANK_KNEE", value_name = "SHARE", help_heading = "Policy")]
-        knee: f64,
+        /// outrank: share of the work, from 0 to 1, whose requests count as short and go first [default: 0.1]
+        #[arg(long, env = "OUTRANK_SHORT_SHARE", value_name = "SHARE", help_heading = "Policy")]
+        short_share: f64,
         /// outrank: longest head start of any later arrival, in seconds; 0 is FCFS [default: 300]
         #[arg(long, env = "OUTRANK_PATIENCE_S", value_name = "SECONDS", help_heading = "Policy")]
         patience_s: f64,
-        /// outrank: preempt only for a gain of this many mean services in the deadline [default: 6]
+        /// outrank: preempt only for a gain of this many mean services in the deadline [default: 12]
         #[arg(long, env = "OUTRANK_MIN_GAIN_SERVICES", value_name = "RATIO", help_heading = "Policy")]
         min_gain_services: f64,
         /// outrank: ... and of this multiple of what the switch costs [default: 20]
@@ -180,7 +180,7 @@ impl PolicyFlags {
         let outrank = &mut settings.outrank;
         set_positive(&mut outrank.backlog_factor, self.backlog_factor, "backlog_factor")?;
         set_positive(&mut outrank.service_factor, self.service_factor, "service_factor")?;
-        set_positive(&mut outrank.knee, self.knee, "knee")?;
+        set_positive(&mut outrank.short_share, self.short_share, "short_share")?;
         set_positive(&mut outrank.patience_s, self.patience_s, "patience_s")?;
         set_positive(&mut outrank.min_gain_services, self.min_gain_services, "min_gain_services")?;
         set_positive(&mut outrank.switch_cost_factor, self.switch_cost_factor, "switch_cost_factor")?;
@@ -261,7 +261,7 @@ mod tests {
         for (flag, default) in [
             ("backlog_factor", outrank.backlog_factor.to_string()),
             ("service_factor", outrank.service_factor.to_string()),
-            ("knee", outrank.knee.to_string()),
+            ("short_share", outrank.short_share.to_string()),
             ("patience_s", outrank.patience_s.to_string()),
             ("min_gain_services", outrank.min_gain_services.to_string()),
             ("switch_cost_factor", outrank.switch_cost_factor.to_string()),
@@ -293,8 +293,8 @@ mod tests {
 
     #[test]
     fn a_value_out_of_range_is_refused_wherever_it_comes_from() {
-        let settings = file("[policy]\nknee = nan\n").unwrap();
-        assert!(format!("{:#}", settings.policy.settings().unwrap_err()).contains("knee"));
+        let settings = file("[policy]\nshort_share = nan\n").unwrap();
+        assert!(format!("{:#}", settings.policy.settings().unwrap_err()).contains("short_share"));
         assert!(format!("{:#}", file("[serve]\npolicy = \"lottery\"\n").unwrap_err()).contains("oracle-sjf"));
     }
 

@@ -213,12 +213,12 @@ fn an_unknown_key_of_the_settings_file_is_named_and_is_wrong_usage() {
     file(dir.path(), "outrank.toml", "[engine]\nseatz = 4\n");
     let (code, text) = fails(dir.path(), &["serve"]);
     assert!(code == 2 && text.contains("outrank.toml") && text.contains("seatz"), "{code} {text}");
-    file(dir.path(), "outrank.toml", "[policy]\nknee = \"far\"\n");
+    file(dir.path(), "outrank.toml", "[policy]\nshort_share = \"far\"\n");
     let (code, text) = fails(dir.path(), &["serve"]);
-    assert!(code == 2 && text.contains("knee"), "{code} {text}");
-    file(dir.path(), "outrank.toml", "[policy]\nknee = -1.0\n");
+    assert!(code == 2 && text.contains("short_share"), "{code} {text}");
+    file(dir.path(), "outrank.toml", "[policy]\nshort_share = -1.0\n");
     let (code, text) = fails(dir.path(), &["serve", "--no-ranker"]);
-    assert!(code == 2 && text.contains("knee = -1"), "{code} {text}");
+    assert!(code == 2 && text.contains("short_share = -1"), "{code} {text}");
 }
 
 #[test]

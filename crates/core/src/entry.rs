@@ -2,7 +2,7 @@
 
 use crate::{
     Load, Policy, Rank, Request, RequestView, Score, ServiceModel, State, Timestamp, Trust, Unscored,
-    blocks_for,
+    blocks_for, work_mix::WorkMix,
 };
 
 /// A score, and what follows from it for one request.
@@ -20,7 +20,7 @@ impl Prediction {
 }
 
 /// What is known beside the requests themselves.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Estimates {
     /// Step costs as measured so far.
     pub(crate) service: ServiceModel,
@@ -28,6 +28,7 @@ pub(crate) struct Estimates {
     pub(crate) mean_tokens: f64,
     pub(crate) unscored: Unscored,
     pub(crate) load: Load,
+    pub(crate) mix: WorkMix,
     /// Whether scores count: not while the ranker is distrusted.
     pub(crate) trust: Trust,
     /// The time of the last call.
@@ -43,10 +44,30 @@ impl Estimates {
             service,
             mean_tokens: tokens,
             unscored,
-            load: Load { backlog_s: 0.0, mean_service_s: unscored.service_s },
+            load: Load { backlog_s: 0.0, mean_service_s: unscored.service_s, short_s: unscored.service_s },
+            mix: WorkMix::default(),
             trust: Trust::Trusted,
             now: Timestamp::ZERO,
         }
+    }
+
+    /// Counts the work of a request that has just been scored.
+    pub(crate) fn count(&mut self, entry: &Entry) {
+        let view = entry.view(self);
+        if view.score.is_none() || self.service.decode_s <= 0.0 {
+            return;
+        }
+        let work_s = self.service.service_s(view.prefill_tokens, view.predicted_tokens);
+        let (worth, work) = (view.worth_s() / self.service.decode_s, work_s / self.service.decode_s);
+        self.mix.add(worth, work);
+    }
+
+    /// The load with this backlog, `short_share` of whose work counts as short.
+    pub(crate) fn load(&self, backlog_s: f64, short_share: f64) -> Load {
+        let mean_service_s = self.service.service_s(0, self.mean_tokens);
+        let short_s =
+            self.mix.below(short_share).map_or(mean_service_s, |worth| worth * self.service.decode_s);
+        Load { backlog_s, mean_service_s, short_s }
     }
 }
 

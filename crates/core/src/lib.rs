@@ -25,6 +25,7 @@ mod starvation;
 mod step;
 mod summary;
 mod time;
+mod work_mix;
 
 pub use capacity::{BLOCK_TOKENS, Capacity, CapacityError};
 pub use event::Event;

@@ -51,6 +51,8 @@ pub struct Load {
     pub backlog_s: f64,
     /// Mean seconds of service of a request.
     pub mean_service_s: f64,
+    /// Requests whose [`RequestView::worth_s`] is less bring [`Policy::short_share`] of the work.
+    pub short_s: f64,
 }
 
 /// Factor by which the backlog must have changed before the keys of those who wait are taken anew.
@@ -104,6 +106,16 @@ impl RequestView<'_> {
             Some(score) => score.remaining_tokens(self.generated_tokens).min(limit),
             None => self.predicted_tokens.max(1.0),
         }
+    }
+
+    /// What the request still asks for: prefill and the Gittins rank of its answer ([`Score::gittins_tokens`]), in seconds of
+    /// service.
+    pub fn worth_s(&self) -> f64 {
+        let Some(score) = self.score else { return self.unscored.service_s };
+        // A limit shortens what lies beyond it, more the farther it lies, so that no two lengths become alike.
+        let cut = self.predicted_tokens / score.mean_tokens();
+        let tokens = (score.gittins_tokens(self.generated_tokens) * cut).min(self.limit_tokens());
+        self.service.service_s(self.prefill_tokens, tokens)
     }
 
     /// Expected seconds of service still to come. Without a score, prefill is left out too.
@@ -167,6 +179,11 @@ pub trait Policy: Debug + Send {
     /// Whether keys depend on [`RequestView::load`]: they are then taken anew when it moves.
     fn follows_load(&self) -> bool {
         false
+    }
+
+    /// The share of the work, 0 to 1, that shall count as short in [`Load::short_s`].
+    fn short_share(&self) -> f64 {
+        0.5
     }
 
     /// Whether the policy goes by arrival when the scheduler's [`crate::RankMonitor`] distrusts the ranker; requests then

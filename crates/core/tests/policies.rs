@@ -168,9 +168,9 @@ fn a_request_that_outlives_its_prediction_falls_back_behind_short_ones_under_out
 
 #[test]
 fn a_running_request_is_the_harder_to_displace_the_further_it_is() {
-    let late_at = |arrival_ms| finishing_order("outrank", vec![job(0, 600), job(arrival_ms, 20)], 1);
+    let late_at = |arrival_ms| finishing_order("outrank", vec![job(0, 1500), job(arrival_ms, 20)], 1);
     assert_eq!(late_at(50), [1, 0], "much is left of the first");
-    assert_eq!(late_at(5000), [0, 1], "the first is nearly done");
+    assert_eq!(late_at(14_000), [0, 1], "the first is nearly done");
 }
 
 #[test]

@@ -64,6 +64,10 @@ impl Policy for Switched {
         self.policy().follows_load()
     }
 
+    fn short_share(&self) -> f64 {
+        self.policy().short_share()
+    }
+
     fn falls_back(&self) -> bool {
         self.policy().falls_back()
     }
@@ -89,7 +93,7 @@ mod tests {
             (switched.name(), switched.follows_load(), switched.falls_back()),
             ("outrank", true, true)
         );
-        let load = Load { backlog_s: 1.0, mean_service_s: 1.0 };
+        let load = Load { backlog_s: 1.0, mean_service_s: 1.0, short_s: 1.0 };
         assert!(matches!(switched.preemption(load), Preemption::Limited(_)));
         assert!(Switched::new(Vec::new()).is_none());
     }

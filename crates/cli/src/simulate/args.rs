@@ -20,7 +20,7 @@ use crate::simulate::spec::PolicySpec;
 /// measured steps (a profile). Every policy gets the same requests at the same times. A trace gives prompts, lengths and,
 /// if it carries them, scores; predictions come from the ranker unless --scores says otherwise.
 ///
-/// A policy may carry settings: `outrank:knee=3:patience_s=60`. Latencies are in seconds, as in `outrank bench`.
+/// A policy may carry settings: `outrank:steepness=3:patience_s=60`. Latencies are in seconds, as in `outrank bench`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     outrank simulate --trace t.jsonl.gz --held-out --arrivals burst:2000 --policies fcfs,ltr,outrank,oracle-sjf \\\n    \

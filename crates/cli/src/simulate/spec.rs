@@ -1,4 +1,4 @@
-//! A policy with its settings, as the command line names it: `outrank:knee=3:patience_s=60`.
+//! A policy with its settings, as the command line names it: `outrank:steepness=3:patience_s=60`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -39,8 +39,9 @@ impl FromStr for PolicySpec {
         }
         let mut lines = String::new();
         for part in parts {
-            let (key, value) =
-                part.split_once('=').ok_or_else(|| format!("{part:?}: expected a setting such as knee=3"))?;
+            let (key, value) = part
+                .split_once('=')
+                .ok_or_else(|| format!("{part:?}: expected a setting such as steepness=3"))?;
             let quoted = value.parse::<f64>().is_err() && value != "true" && value != "false";
             lines.push_str(&if quoted {
                 format!("{key} = {value:?}\n")
@@ -64,13 +65,15 @@ mod tests {
 
     #[test]
     fn settings_are_read_and_unknown_ones_are_errors() {
-        let spec: PolicySpec = "outrank:knee=3:patience_s=60.5".parse().unwrap();
-        assert_eq!((spec.settings.outrank.knee, spec.settings.outrank.patience_s), (3.0, 60.5));
+        let spec: PolicySpec = "outrank:steepness=3:patience_s=60.5".parse().unwrap();
+        assert_eq!((spec.settings.outrank.steepness, spec.settings.outrank.patience_s), (3.0, 60.5));
         assert_eq!(
             (spec.to_string().as_str(), spec.policy().name()),
-            ("outrank:knee=3:patience_s=60.5", "outrank")
+            ("outrank:steepness=3:patience_s=60.5", "outrank")
         );
-        for bad in ["lottery", "outrank:kne=3", "outrank:knee", "fcfs:x=1", "outrank:knee=much"] {
+        for bad in
+            ["lottery", "outrank:steepnes=3", "outrank:steepness", "fcfs:x=1", "outrank:steepness=much"]
+        {
             assert!(bad.parse::<PolicySpec>().is_err(), "{bad}");
         }
     }

@@ -144,7 +144,7 @@ mod testing {
                 service: &self.service,
                 now: Timestamp::from_secs_f64(self.arrival_s + self.age_s),
                 running: false,
-                load: crate::Load { backlog_s: 10.0, mean_service_s: 4.0 },
+                load: crate::Load { backlog_s: 10.0, mean_service_s: 4.0, short_s: 1.0 },
                 backlog_at_arrival_s: self.backlog_s,
             })
         }

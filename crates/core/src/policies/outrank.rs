@@ -5,14 +5,17 @@ use crate::{Hysteresis, Key, Load, Policy, Preemption, RequestView};
 /// The virtual deadline, the default policy:
 ///
 /// ```text
-/// key      = arrival + patience · (1 - exp(-worth / (knee · mean service)))                             in seconds
+/// key      = arrival + patience / (1 + (short / worth)^steepness)                                       in seconds
 /// patience = min(backlog_factor · backlog + service_factor · mean service, patience_s)
 /// worth    = prefill + Gittins rank of the answer's length, as seconds of service
+/// short    = the worth below which short_share of the recent work lies
 /// ```
 ///
-/// A request concedes a head start to later arrivals: almost none if it is short, up to `patience` if it is long. The
-/// head start levels off at a fraction of a mean request (`knee`), because almost all of the gain in mean latency comes
-/// from letting the short ones by, and what long ones concede to each other only lengthens the tail. Patience goes with
+/// A request concedes a head start to later arrivals: almost none if it is short, almost all of `patience` if it is long.
+/// Nearly all of the gain in mean latency comes from letting the short by, and what long ones concede to each other only
+/// lengthens the tail. Where the line is, the work says: while requests that bring little of it go first, the others lose
+/// little, however long the queue. (A queue that grows at load ρ and then drains makes nobody wait longer than
+/// first come, first served would, as long as those who go first bring at most (ρ - 1)/ρ of the work.) Patience goes with
 /// the backlog, the time that the queue would take to be served in any order: the same settings suit a queue of a second
 /// and one of an hour, and where nothing waits nothing is reordered. Found by search in the simulator (`docs/policy.md`).
 ///
@@ -33,8 +36,10 @@ pub struct Outrank {
     pub service_factor: f64,
     /// Longest head start that any later arrival may have, in seconds.
     pub patience_s: f64,
-    /// Where the head start levels off, in mean services.
-    pub knee: f64,
+    /// Share of the work whose requests count as short, 0 to 1.
+    pub short_share: f64,
+    /// How sharply short and long are told apart.
+    pub steepness: f64,
     /// Preempt only where the keys differ by at least this many mean services.
     pub min_gain_services: f64,
     /// ... and of at least this multiple of the seconds that the switch costs.
@@ -51,8 +56,9 @@ impl Default for Outrank {
             backlog_factor: 3.0,
             service_factor: 4.0,
             patience_s: 300.0,
-            knee: 0.2,
-            min_gain_services: 6.0,
+            short_share: 0.1,
+            steepness: 4.0,
+            min_gain_services: 12.0,
             switch_cost_factor: 20.0,
             max_preemptions_per_step: 1,
             max_preemptions_per_request: 2,
@@ -67,19 +73,10 @@ impl Outrank {
         wanted_s.min(self.patience_s)
     }
 
-    /// What the request still asks for, in seconds of service.
-    fn worth_s(view: &RequestView<'_>) -> f64 {
-        let Some(score) = view.score else { return view.unscored.service_s };
-        // A limit shortens what lies beyond it, more the farther it lies, so that no two lengths become alike.
-        let cut = view.predicted_tokens / score.mean_tokens();
-        let tokens = (score.gittins_tokens(view.generated_tokens) * cut).min(view.limit_tokens());
-        view.service.service_s(view.prefill_tokens, tokens)
-    }
-
     /// Seconds by which a request of this worth lets later arrivals by.
     fn head_start_s(&self, worth_s: f64, load: Load) -> f64 {
-        let knee_s = (self.knee * load.mean_service_s).max(f64::MIN_POSITIVE);
-        self.patience_s(load) * -(-worth_s / knee_s).exp_m1()
+        let short_s = load.short_s.max(f64::MIN_POSITIVE);
+        self.patience_s(load) / (1.0 + (short_s / worth_s).powf(self.steepness))
     }
 }
 
@@ -89,7 +86,7 @@ impl Policy for Outrank {
     }
 
     fn key(&self, view: &RequestView<'_>) -> Key {
-        let worth_s = Self::worth_s(view);
+        let worth_s = view.worth_s();
         // On a seat the head start is not enough to go by: it levels off, and does not tell long from endless.
         let held = view.running && view.score.is_some() && self.patience_s > 0.0;
         let held_s = if held { worth_s } else { 0.0 };
@@ -98,6 +95,10 @@ impl Policy for Outrank {
 
     fn follows_load(&self) -> bool {
         true
+    }
+
+    fn short_share(&self) -> f64 {
+        self.short_share
     }
 
     fn preemption(&self, load: Load) -> Preemption {
@@ -117,7 +118,7 @@ impl Policy for Outrank {
     }
 
     fn why(&self, view: &RequestView<'_>) -> String {
-        let head_start_s = self.head_start_s(Self::worth_s(view), view.load);
+        let head_start_s = self.head_start_s(view.worth_s(), view.load);
         let basis = match view.score {
             Some(_) => format!("{:.0} tokens predicted to come", view.remaining_tokens()),
             None => format!("{:.0} tokens assumed (no score)", view.unscored.tokens),

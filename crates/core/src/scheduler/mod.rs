@@ -14,9 +14,9 @@ use thiserror::Error;
 use crate::entry::{Entry, Estimates, Prediction};
 use crate::starvation::StarvationTimers;
 use crate::{
-    Capacity, CapacityError, Event, KvLedger, LOAD_STEP, Load, MonitorSettings, OvertakeLog, Place,
-    Placement, Plan, Policy, Rank, RankMonitor, RankQueue, Request, RequestId, Score, ServiceModel, State,
-    StepSample, SwitchCost, SwitchMethod, Timestamp, Trust,
+    Capacity, CapacityError, Event, KvLedger, LOAD_STEP, MonitorSettings, OvertakeLog, Place, Placement,
+    Plan, Policy, Rank, RankMonitor, RankQueue, Request, RequestId, Score, ServiceModel, State, StepSample,
+    SwitchCost, SwitchMethod, Timestamp, Trust,
 };
 
 /// Backlogs below this are all alike, in seconds.
@@ -204,6 +204,7 @@ impl Scheduler {
         });
         self.slots.insert(id, slot);
         self.counters.submitted += 1;
+        self.estimates.count(&self.entries[slot]);
         self.enqueue(slot);
         self.start_starvation_timer(slot, self.counters.steps + 1);
         Ok(self.placement(now, slot))
@@ -221,6 +222,7 @@ impl Scheduler {
             Event::Scored(id, score) => self.with_slot(id, |this, slot| {
                 let entry = &mut this.entries[slot];
                 entry.prediction = Some(Prediction::new(score, entry.request.known_limit_tokens()));
+                this.estimates.count(&this.entries[slot]);
                 if this.entries[slot].state != State::Running {
                     this.requeue(slot);
                 }
@@ -356,8 +358,7 @@ impl Scheduler {
         if moved < LOAD_STEP && moved > 1.0 / LOAD_STEP {
             return;
         }
-        let mean_service_s = self.estimates.service.service_s(0, self.estimates.mean_tokens);
-        self.estimates.load = Load { backlog_s, mean_service_s };
+        self.estimates.load = self.estimates.load(backlog_s, self.policy.short_share());
         self.rerank_all();
     }
 

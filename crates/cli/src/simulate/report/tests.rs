@@ -68,7 +68,7 @@ fn charts(page: &str) -> Vec<&str> {
 
 #[test]
 fn every_case_has_each_chart_once_with_every_policy() {
-    let policies = ["fcfs", "outrank:knee=3", "oracle-sjf"];
+    let policies = ["fcfs", "outrank:steepness=3", "oracle-sjf"];
     let loads = [Some(0.5), Some(1.1), None];
     let runs = loads.iter().flat_map(|&load| {
         policies.iter().flat_map(move |policy| (1..=2).map(move |seed| a_run(policy, load, seed, 40, 0.1)))
