@@ -1,14 +1,14 @@
 //! `outrank train`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use outrank_ranker::{TraceFile, TrainConfig, TrainReport};
+use outrank_ranker::{Ranker, TraceFile, TrainConfig, TrainReport};
 use serde::Serialize;
 
 use crate::files;
-use crate::output::{Output, plural};
+use crate::output::{Output, note, plural};
 use crate::progress::Progress;
 
 /// Train a ranker on a trace of prompts and answer lengths
@@ -37,6 +37,10 @@ pub(crate) struct TrainArgs {
     /// Seed of lists and ties; the same seed and traces give the same file
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// Ranker to start from, which makes up for a small trace: `shipped`, `none`, or a file [default: shipped, unless it
+    /// learned from one of these traces]
+    #[arg(long, value_name = "RANKER")]
+    prior: Option<String>,
     /// Licence to write into the ranker file
     #[arg(long, value_name = "TEXT", default_value = "unknown")]
     licence: String,
@@ -63,6 +67,7 @@ pub(crate) fn run(args: &TrainArgs, output: &Output) -> Result<()> {
         all: args.all,
         seed: args.seed,
         licence: args.licence.clone(),
+        prior: args.prior(&files)?,
         command: args.command(),
         ..TrainConfig::default()
     };
@@ -106,6 +111,26 @@ impl TrainArgs {
         Ok(files)
     }
 
+    /// The ranker to start from. By itself the shipped one is not taken where it has seen the trace: it would flatter the
+    /// held-out figure.
+    fn prior(&self, files: &[TraceFile]) -> Result<Option<Ranker>> {
+        let shipped = Ranker::shipped();
+        match self.prior.as_deref() {
+            Some("none") => Ok(None),
+            Some("shipped") => Ok(Some(shipped.clone())),
+            Some(path) => Ok(Some(Ranker::load(Path::new(path))?)),
+            None => {
+                let seen = |file: &&TraceFile| {
+                    let name = file.name.split('.').next().unwrap_or_default();
+                    shipped.card().sources.iter().any(|source| source.name == name)
+                };
+                let Some(file) = files.iter().find(seen) else { return Ok(Some(shipped.clone())) };
+                note(&format!("the shipped ranker learned from {}: training starts from nothing", file.name));
+                Ok(None)
+            }
+        }
+    }
+
     /// The command for the ranker file: names without folders, so that the same data gives the same bytes anywhere.
     fn command(&self) -> String {
         let mut command = "outrank train".to_owned();
@@ -117,6 +142,9 @@ impl TrainArgs {
         }
         for weight in &self.trace_weight {
             command.push_str(&format!(" --trace-weight {weight}"));
+        }
+        if let Some(prior) = &self.prior {
+            command.push_str(&format!(" --prior {}", files::name(Path::new(prior))));
         }
         command.push_str(if self.all { " --all" } else { "" });
         format!("{command} --seed {} --licence '{}'", self.seed, self.licence)

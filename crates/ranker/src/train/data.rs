@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 
-use super::{TraceFile, TrainError};
+use super::{TraceFile, TrainConfig, TrainError};
 use crate::features::{BUCKETS, DIMENSIONS, Scratch};
 use crate::trace::{TraceRecord, held_out};
 
 /// Least root mean square of a surface fact: a rare one is not blown up without bound.
 const MIN_MEAN_SQUARE: f64 = 1e-2;
+
+/// The feature of the column that holds what the prior thinks of a row.
+pub(super) const PRIOR: u32 = u32::MAX;
 
 /// Rows of one model in one file: only the order within a group is learned.
 #[derive(Debug, Clone)]
@@ -41,6 +44,8 @@ pub(super) struct Data {
     pub(super) group_of: Vec<usize>,
     pub(super) fold_of: Vec<usize>,
     pub(super) groups: Vec<Group>,
+    /// What the prior thinks of each row; empty without one. It is the first entry of the row.
+    prior: Vec<f32>,
 }
 
 impl Data {
@@ -66,19 +71,41 @@ impl Data {
         }
     }
 
+    /// Whether there is a column of what the prior thinks.
+    pub(super) fn has_prior(&self) -> bool {
+        self.features.first() == Some(&PRIOR)
+    }
+
+    /// Scales the prior's column to a standard deviation over all rows; 0 blots it out. A penalty of ridge spares the prior
+    /// by the square of it, against a fact of deviation 1.
+    pub(super) fn set_prior(&mut self, wanted: f64) {
+        let raw: Vec<f64> = self.prior.iter().map(|&value| f64::from(value)).collect();
+        let count = raw.len().max(1) as f64;
+        let mean = raw.iter().sum::<f64>() / count;
+        let variance = raw.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count;
+        let scale = (wanted / variance.sqrt().max(1e-6)) as f32;
+        self.scales[0] = scale;
+        for (&start, &value) in self.starts.iter().zip(&self.prior) {
+            self.values[start] = value * scale;
+        }
+    }
+
     pub(super) fn weight(&self, row: usize) -> f64 {
         self.groups[self.group_of[row]].weight
     }
 }
 
 /// Extracts the features of every row that may be learned from (all, or those not held out).
-pub(super) fn build(files: &[TraceFile], all: bool, folds: usize) -> Result<Data, TrainError> {
+pub(super) fn build(files: &[TraceFile], config: &TrainConfig) -> Result<Data, TrainError> {
     let mut data = Data { starts: vec![0], ..Data::default() };
+    if config.prior.is_some() {
+        data.features.push(PRIOR);
+    }
     let mut columns = vec![u32::MAX; DIMENSIONS];
     let mut scratch = Scratch::new();
     for (file_index, file) in files.iter().enumerate() {
         let mut models: BTreeMap<&str, usize> = BTreeMap::new();
-        for record in file.records.iter().filter(|record| all || !held_out(record)) {
+        for record in file.records.iter().filter(|record| config.all || !held_out(record)) {
             let Some(tokens) = record.length_tokens() else { continue };
             let model = record.model.as_deref().unwrap_or_default();
             let group = *models.entry(model).or_insert_with(|| {
@@ -91,7 +118,7 @@ pub(super) fn build(files: &[TraceFile], all: bool, folds: usize) -> Result<Data
                 });
                 data.groups.len() - 1
             });
-            data.push(record, tokens, group, folds, &mut scratch, &mut columns);
+            data.push(record, tokens, group, config, &mut scratch, &mut columns);
         }
     }
     standardise(&mut data);
@@ -108,12 +135,18 @@ impl Data {
         record: &TraceRecord,
         tokens: f64,
         group: usize,
-        folds: usize,
+        config: &TrainConfig,
         scratch: &mut Scratch,
         columns: &mut [u32],
     ) {
         let text = record.text();
-        for &(feature, value) in scratch.extract(&text) {
+        let features = scratch.extract(&text);
+        if let Some(prior) = &config.prior {
+            self.columns.push(0);
+            self.prior.push(prior.raw_of(features));
+            self.values.push(0.0);
+        }
+        for &(feature, value) in features {
             let column = &mut columns[feature as usize];
             if *column == u32::MAX {
                 *column = self.features.len() as u32;
@@ -127,7 +160,7 @@ impl Data {
         self.label.push(libm::log1p(tokens));
         self.censored.push(record.is_censored());
         self.group_of.push(group);
-        self.fold_of.push(fold(&text, folds));
+        self.fold_of.push(fold(&text, config.folds));
     }
 }
 
@@ -160,7 +193,7 @@ fn scale_columns(data: &mut Data) {
     }
     let rows = data.label.len() as f64;
     let scale = |(&feature, &sum): (&u32, &f64)| {
-        if (feature as usize) < BUCKETS {
+        if (feature as usize) < BUCKETS || feature == PRIOR {
             1.0
         } else {
             (sum / rows).sqrt().max(MIN_MEAN_SQUARE).sqrt().recip() as f32

@@ -40,9 +40,31 @@ struct Path {
     scores: Vec<Vec<f64>>,
 }
 
-pub(super) fn fit(data: &Data, config: &TrainConfig, progress: &mut dyn FnMut(Progress)) -> Fit {
+/// Standard deviations of the prior's column to choose from: how far the prior is believed from the start.
+const PRIOR_DEVIATIONS: [f64; 3] = [0.0, 1.5, 4.0];
+
+/// Tau-b of cross-validation that believing the prior more must gain: less is within its error, and a prior from other
+/// models does not hold for ever.
+const PRIOR_GAIN: f64 = 0.01;
+
+pub(super) fn fit(data: &mut Data, config: &TrainConfig, progress: &mut dyn FnMut(Progress)) -> Fit {
     let folds: Vec<Fold> = (0..config.folds).map(|fold| split(data, fold)).collect();
-    let penalty = best_penalty(data, &folds, config, progress);
+    let penalty = if data.has_prior() {
+        let tries = PRIOR_DEVIATIONS.map(|deviation| {
+            data.set_prior(deviation);
+            (best_penalty(data, &folds, config, progress), deviation)
+        });
+        let better = |best: ((f64, f64), f64), next: ((f64, f64), f64)| {
+            if next.0.0 > best.0.0 + PRIOR_GAIN { next } else { best }
+        };
+        let best = tries.into_iter().reduce(better);
+        let ((_, penalty), deviation) = best.unwrap_or(((0.0, 1.0), 0.0));
+        data.set_prior(deviation);
+        penalty
+    } else {
+        best_penalty(data, &folds, config, progress).1
+    };
+    let data = &*data;
     let paths =
         each(&folds, |index, fold| path(data, fold, penalty, config, config.seed.wrapping_add(index as u64)));
     let taus: Vec<f64> =
@@ -80,16 +102,13 @@ fn split(data: &Data, fold: usize) -> Fold {
     Fold { learned, unseen }
 }
 
-/// The penalty of the warm start whose unseen rows are ordered best.
+/// The penalty of the warm start whose unseen rows are ordered best, behind their tau-b.
 fn best_penalty(
     data: &Data,
     folds: &[Fold],
     config: &TrainConfig,
     progress: &mut dyn FnMut(Progress),
-) -> f64 {
-    if let [only] = config.penalties.as_slice() {
-        return *only;
-    }
+) -> (f64, f64) {
     let mut best = (f64::NEG_INFINITY, 1.0);
     let mut starts: Vec<Option<Vec<f64>>> = vec![None; folds.len()];
     for (index, &penalty) in config.penalties.iter().enumerate() {
@@ -110,7 +129,7 @@ fn best_penalty(
             tau_b: Some(tau_b),
         });
     }
-    best.1
+    best
 }
 
 /// The warm start, brought to the scale of Plackett and Luce, then passes of ListMLE.

@@ -13,7 +13,7 @@ use crate::evaluate::{EvalReport, evaluate};
 use crate::features::DIMENSIONS;
 use crate::ranker::{Card, HeldOut, Ranker, SourceCard};
 use crate::trace::{TraceRecord, held_out};
-use data::Data;
+use data::{Data, PRIOR};
 
 /// Fewest rows with a length that a ranker is trained from.
 pub const MIN_ROWS: usize = 20;
@@ -55,6 +55,9 @@ pub struct TrainConfig {
     pub list_size: usize,
     /// AdaGrad's step for up to a thousand rows; it falls with the square root of more.
     pub learning_rate: f64,
+    /// A ranker that learned from other traces: what it thinks of a prompt is one more feature, which costs almost no
+    /// penalty. Small traces gain by it; where it is of no use its weight goes to nothing.
+    pub prior: Option<Ranker>,
     /// Licence of the weights, for the card.
     pub licence: String,
     /// The command that is being run, for the card.
@@ -71,6 +74,7 @@ impl Default for TrainConfig {
             epochs: 16,
             list_size: 32,
             learning_rate: 0.1,
+            prior: None,
             licence: "unknown".into(),
             command: "unknown".into(),
         }
@@ -144,13 +148,13 @@ pub fn train(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(Ranker, TrainReport), TrainError> {
     check(config)?;
-    let data = data::build(files, config.all, config.folds)?;
+    let mut data = data::build(files, config)?;
     if data.label.iter().all(|&label| label.abs() < 1e-9) {
         return Err(TrainError::NoOrder);
     }
     progress(Progress { stage: "features", done: 1, of: 1, tau_b: None });
-    let fit = fit::fit(&data, config, progress);
-    let (weights, shrink) = round_weights(&data, &fit.weights);
+    let fit = fit::fit(&mut data, config, progress);
+    let (weights, shrink) = round_weights(&data, &fit.weights, config.prior.as_ref());
     let calibration = calibrate(&data, &fit.unseen, shrink).ok_or(TrainError::NoOrder)?;
     let mut ranker =
         Ranker { weights: weights.into(), calibration, card: card(config, files, &data, fit.tau_b) };
@@ -187,10 +191,17 @@ fn check(config: &TrainConfig) -> Result<(), TrainError> {
 
 /// Columns back to features, rounded to half precision. Weights too large for it are all shrunk alike;
 /// returns the factor.
-fn round_weights(data: &Data, columns: &[f64]) -> (Vec<f32>, f64) {
+fn round_weights(data: &Data, columns: &[f64], prior: Option<&Ranker>) -> (Vec<f32>, f64) {
     let mut weights = vec![0.0f64; DIMENSIONS];
     for ((&feature, &scale), &weight) in data.features.iter().zip(&data.scales).zip(columns) {
-        weights[feature as usize] = weight * f64::from(scale);
+        let weight = weight * f64::from(scale);
+        match prior {
+            // The prior is linear in the same features: its share is theirs.
+            Some(prior) if feature == PRIOR => {
+                weights.iter_mut().zip(prior.weights.iter()).for_each(|(w, &p)| *w += weight * f64::from(p));
+            }
+            _ => weights[feature as usize] += weight,
+        }
     }
     let largest = weights.iter().fold(0.0f64, |largest, weight| largest.max(weight.abs()));
     let shrink = if largest > 1000.0 { 1000.0 / largest } else { 1.0 };
