@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use outrank_ranker::adapt::{Adapter, adapt};
 use outrank_ranker::trace::held_out;
-use outrank_ranker::{EvalReport, TraceRecord, evaluate};
+use outrank_ranker::{EvalReport, Ranker, TraceRecord, evaluate};
 use serde::Serialize;
 
 use crate::files;
 use crate::output::{Output, Table, maybe, number};
+use crate::progress::Progress;
 
 /// Measure how well a ranker orders the requests of traces
 ///
@@ -31,6 +33,13 @@ pub(crate) struct EvalArgs {
     /// Measure only on held-out prompts, those that `train` without --all did not learn from
     #[arg(long)]
     held_out: bool,
+    /// Measure how the ranker adapts: it hears the answers of the other prompts, as in `serve`, and is measured on the
+    /// held-out ones after 0, 100, 300, 1000, ... of them
+    #[arg(long)]
+    adaptation: bool,
+    /// Seed of the order in which the answers come
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "adaptation")]
+    seed: u64,
 }
 
 #[derive(Serialize)]
@@ -38,12 +47,32 @@ struct Report {
     files: Vec<EvalReport>,
     /// Mean over the files where it is defined.
     mean_tau_b: Option<f64>,
+    /// With --adaptation, a curve for each file.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    adaptation: Vec<Curve>,
+}
+
+/// How a ranker adapts to one trace.
+#[derive(Serialize)]
+struct Curve {
+    file: String,
+    /// Tau-b on held-out prompts, and the answers heard until then.
+    points: Vec<Point>,
+}
+
+#[derive(Serialize)]
+struct Point {
+    observed: usize,
+    tau_b: Option<f64>,
+    /// Median over requests of |ln predicted - ln true|.
+    median_abs_ln_error: f64,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &EvalArgs, output: &Output) -> Result<()> {
     let ranker = files::ranker(args.ranker.as_deref())?;
     let mut reports = Vec::new();
+    let mut curves = Vec::new();
     for path in &args.traces {
         let records = files::trace(path)?;
         let chosen: Vec<&TraceRecord> =
@@ -56,11 +85,60 @@ pub(crate) fn run(args: &EvalArgs, output: &Output) -> Result<()> {
             );
         }
         reports.push(evaluate(&files::name(path), &ranker, &chosen));
+        if args.adaptation {
+            curves.push(curve(&files::name(path), &ranker, &records, args.seed));
+        }
     }
     let defined: Vec<f64> = reports.iter().filter_map(|report| report.tau_b).collect();
     let mean_tau_b = (!defined.is_empty()).then(|| defined.iter().sum::<f64>() / defined.len() as f64);
-    let text = table(&reports, mean_tau_b);
-    output.result(&Report { files: reports, mean_tau_b }, &text)
+    let text = table(&reports, mean_tau_b) + &curve_table(&curves);
+    output.result(&Report { files: reports, mean_tau_b, adaptation: curves }, &text)
+}
+
+/// Answers after which the ranker is measured; then after all.
+const CHECKPOINTS: [usize; 6] = [0, 100, 300, 1000, 3000, 10_000];
+
+/// Lets the ranker hear the answers of all prompts that are not held out, in a random order.
+fn curve(file: &str, ranker: &Ranker, records: &[TraceRecord], seed: u64) -> Curve {
+    let (test, mut heard): (Vec<_>, Vec<_>) = records.iter().partition(|record| held_out(record));
+    fastrand::Rng::with_seed(seed).shuffle(&mut heard);
+    let progress = Progress::new(format!("adapting to {file}"), heard.len());
+    let (mut adapter, mut current) = (Adapter::default(), ranker.clone());
+    let mut points = Vec::new();
+    for observed in 0..=heard.len() {
+        if CHECKPOINTS.contains(&observed) || observed == heard.len() {
+            let report = evaluate(file, &current, &test);
+            let (tau_b, median_abs_ln_error) = (report.tau_b, report.median_abs_ln_error);
+            points.push(Point { observed, tau_b, median_abs_ln_error });
+        }
+        let Some(record) = heard.get(observed) else { break };
+        if let Some(tokens) = record.length_tokens() {
+            adapter.observe(&record.text(), tokens.round() as u32, record.is_censored());
+        }
+        if let Some(examples) = adapter.due() {
+            current = adapt(ranker, &examples).map_or(current, |adapted| adapted.ranker);
+        }
+        progress.step();
+    }
+    Curve { file: file.to_owned(), points }
+}
+
+fn curve_table(curves: &[Curve]) -> String {
+    if curves.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(["file", "answers heard", "tau-b", "median |ln error|"]);
+    for curve in curves {
+        for point in &curve.points {
+            table.row([
+                curve.file.clone(),
+                point.observed.to_string(),
+                point.tau_b.map_or_else(|| maybe(None), |tau_b| format!("{tau_b:.3}")),
+                format!("{:.3}", point.median_abs_ln_error),
+            ]);
+        }
+    }
+    format!("\n{}", table.render())
 }
 
 fn table(reports: &[EvalReport], mean_tau_b: Option<f64>) -> String {

@@ -7,13 +7,15 @@ use anyhow::{Context, Result, bail};
 use outrank_core::{Policy, policies};
 use outrank_engine::{Engine, EngineConfig, EngineError, EngineHandle, Model, ensure_q8_0};
 use outrank_ranker::Ranker;
-use outrank_server::{Drained, EmbeddedEngine, Server, ServerConfig, ServerError, ranker_scores};
+use outrank_server::{
+    AdaptiveRanker, Drained, EmbeddedEngine, Predictor, Server, ServerConfig, ServerError, ranker_scores,
+};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::error::usage;
 use crate::output::note;
-use crate::settings::{EngineSettings, PolicyFlags, set};
+use crate::settings::{EngineSettings, Learning, PolicyFlags, set};
 
 /// The file that `make model` fetches.
 const DEFAULT_MODEL: &str = "smollm2-135m-instruct-q4_1.gguf";
@@ -93,6 +95,8 @@ pub(crate) struct HostConfig {
     pub(crate) server: ServerConfig,
     pub(crate) policy: Box<dyn Policy>,
     pub(crate) ranker: Option<Ranker>,
+    /// Whether the ranker learns from what is served; in a comparison it must not.
+    pub(crate) learning: Option<Learning>,
 }
 
 impl HostConfig {
@@ -124,7 +128,7 @@ impl HostConfig {
             model_name: String::new(),
             ..ServerConfig::default()
         };
-        Ok(Self { engine: config, server, policy, ranker })
+        Ok(Self { engine: config, server, policy, ranker, learning: None })
     }
 
     /// Makes room for so many waiting requests.
@@ -146,7 +150,7 @@ impl Host {
     pub(crate) async fn start(model: &ModelFile, config: HostConfig) -> Result<Self> {
         // Every client that waits is an open socket.
         crate::http::allow_many_sockets();
-        let HostConfig { engine, mut server, policy, ranker } = config;
+        let HostConfig { engine, mut server, policy, ranker, learning } = config;
         if server.model_name.is_empty() {
             server.model_name = model.name();
         }
@@ -157,7 +161,11 @@ impl Host {
                 _ => error.into(),
             })?;
         let backend = Arc::new(EmbeddedEngine::new(engine.clone(), context_tokens));
-        let server = Server::bind(server, backend, ranker.map(ranker_scores)).await?;
+        let predictor = ranker.map(|ranker| match learning {
+            Some(Learning { file }) => Box::new(AdaptiveRanker::new(ranker, file)) as Box<dyn Predictor>,
+            None => ranker_scores(ranker),
+        });
+        let server = Server::bind(server, backend, predictor).await?;
         let url = format!("http://{}", server.local_addr());
         let (shutdown, signal) = oneshot::channel::<()>();
         // Dropping the sender shuts the server down too: a host that is forgotten does not live on.

@@ -58,13 +58,15 @@ pub(crate) fn run(args: ServeArgs, file: FileSettings, output: &Output) -> Resul
     start_log();
     let serve = args.serve.or(file.serve);
     let engine = args.engine.or(file.engine);
-    let ranker = args.ranker.or(file.ranker).load()?;
+    let ranker = args.ranker.or(file.ranker);
+    let (ranker, learning) = (ranker.load()?, ranker.learning()?);
     let policy = serve.policy.clone().unwrap_or_else(|| policies::NAMES[0].to_owned());
     let order = match &ranker {
         Some(_) => format!("ordered by {policy}"),
         None => format!("ordered by {policy} without a ranker"),
     };
     let mut config = HostConfig::new(&policy, &engine, &args.policy.or(file.policy), ranker)?;
+    config.learning = learning;
     config.server =
         outrank_server::ServerConfig { port: DEFAULT_PORT, ..outrank_server::ServerConfig::default() };
     set(&mut config.server.host, serve.host);

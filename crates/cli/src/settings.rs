@@ -140,6 +140,13 @@ settings! {
         #[arg(long, env = "OUTRANK_NO_RANKER", value_name = "BOOL", num_args = 0..=1, require_equals = true,
               default_missing_value = "true", help_heading = "Ranker")]
         no_ranker: bool,
+        /// Do not learn from the requests that are served
+        #[arg(long, env = "OUTRANK_NO_LEARN", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+              default_missing_value = "true", help_heading = "Ranker")]
+        no_learn: bool,
+        /// Keep what is learned from served requests in this file, and start from it next time
+        #[arg(long, env = "OUTRANK_LEARNED", value_name = "FILE", help_heading = "Ranker")]
+        learned: PathBuf,
     }
 }
 
@@ -192,14 +199,36 @@ impl PolicyFlags {
     }
 }
 
+/// How the server learns from the requests that it serves.
+#[derive(Debug, Clone)]
+pub(crate) struct Learning {
+    /// Where the learned ranker is kept.
+    pub(crate) file: Option<PathBuf>,
+}
+
 impl RankerSettings {
     /// The ranker to serve with, if any.
     pub(crate) fn load(&self) -> Result<Option<outrank_ranker::Ranker>> {
+        let kept = self.learned.as_ref().filter(|path| path.is_file());
         match (self.no_ranker.unwrap_or(false), &self.ranker) {
             (true, Some(_)) => Err(usage("--ranker and --no-ranker exclude each other: keep one")),
             (true, None) => Ok(None),
-            (false, path) => crate::files::ranker(path.as_deref()).map(Some),
+            (false, path) => crate::files::ranker(kept.or(path.as_ref()).map(PathBuf::as_path)).map(Some),
         }
+    }
+
+    /// Whether served requests are learned from, and where that is kept.
+    pub(crate) fn learning(&self) -> Result<Option<Learning>> {
+        if self.no_learn.unwrap_or(false) || self.no_ranker.unwrap_or(false) {
+            return match &self.learned {
+                Some(_) => Err(usage("--learned needs learning: leave --no-learn and --no-ranker away")),
+                None => Ok(None),
+            };
+        }
+        if let Some(file) = &self.learned {
+            crate::files::check_out(file)?;
+        }
+        Ok(Some(Learning { file: self.learned.clone() }))
     }
 }
 

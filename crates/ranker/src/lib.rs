@@ -5,6 +5,7 @@
 //! model really answered with, and calibrated to tokens ([`calibration`]). Its file is versioned and has a
 //! checksum ([`mod@file`]); how well it orders is measured by Kendall's tau-b ([`tau`], [`evaluate()`]).
 
+pub mod adapt;
 pub mod calibration;
 pub mod evaluate;
 pub mod features;
@@ -20,4 +21,4 @@ pub use file::{RankerBytesError, RankerFileError};
 pub use ranker::{Card, HeldOut, Ranker, SourceCard};
 pub use tau::{kendall_tau_b, pairwise_accuracy};
 pub use trace::{TraceError, TraceRecord, read_trace, write_trace};
-pub use train::{Progress, TraceFile, TrainConfig, TrainError, TrainReport, train};
+pub use train::{Example, Progress, TraceFile, TrainConfig, TrainError, TrainReport, train};

@@ -77,9 +77,15 @@ pub(crate) async fn accept(
     let record =
         app.records.open(Record::new(completion_id, identity.request_id.clone(), unix_time(), choices));
     let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens.len() as u64).sum();
+    // Answers that could not end by themselves teach nothing.
+    let texts = outputs().map(|(prompt, _)| prompt.pending.text().filter(|_| !call.sampling.ignore_eos));
+    let texts = texts.collect();
     deliver_late_scores(app, &record, prompts, call.n as usize);
     let outputs = generations.into_iter().map(|generation| generation.outputs).collect();
-    Ok(Accepted { flight: Flight::new(Arc::clone(app), record, arrival, outputs, prompt_tokens), headers })
+    Ok(Accepted {
+        flight: Flight::new(Arc::clone(app), record, arrival, outputs, texts, prompt_tokens),
+        headers,
+    })
 }
 
 fn headers_of(generations: &[Generation], scores: &[Option<Score>]) -> HeaderMap {

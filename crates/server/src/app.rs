@@ -11,7 +11,7 @@ use crate::backend::Backend;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::records::Records;
-use crate::scorer::{ScoreFn, Scorer};
+use crate::scorer::{Predictor, Scorer};
 use crate::wire::Limits;
 
 /// What all handlers share.
@@ -32,11 +32,11 @@ impl App {
     pub(crate) fn new(
         config: ServerConfig,
         backend: Arc<dyn Backend>,
-        score: Option<ScoreFn>,
+        predictor: Option<Box<dyn Predictor>>,
     ) -> std::io::Result<Self> {
         let metrics = Arc::new(Metrics::new());
         Ok(Self {
-            scorer: Scorer::start(score, config.max_scoring_queue, Arc::clone(&metrics))?,
+            scorer: Scorer::start(predictor, config.max_scoring_queue, Arc::clone(&metrics))?,
             records: Arc::new(Records::new(config.max_finished_records)),
             metrics,
             backend,

@@ -14,6 +14,7 @@ use crate::app::App;
 use crate::error::ApiError;
 use crate::metrics::Outcome;
 use crate::records::{End, OpenRecord};
+use crate::scorer::Answer;
 use crate::wire::{LogprobEntry, TokenLogprob, UsageBody};
 
 /// Something that an output of a request produced.
@@ -34,6 +35,8 @@ pub(crate) struct Flight {
     /// When the request reached the server.
     arrival: Instant,
     choices: Vec<Progress>,
+    /// The prompt of each output as it was scored, where its length is worth learning from.
+    texts: Vec<Option<Arc<str>>>,
     usage: UsageBody,
     /// Outputs that have not ended.
     open_choices: usize,
@@ -55,6 +58,7 @@ impl Flight {
         record: OpenRecord,
         arrival: Instant,
         outputs: Vec<BoxStream<'static, Output>>,
+        texts: Vec<Option<Arc<str>>>,
         prompt_tokens: u64,
     ) -> Self {
         app.metrics.prompt_tokens.inc_by(prompt_tokens);
@@ -67,6 +71,7 @@ impl Flight {
             outputs: outputs.into_iter().enumerate().map(indexed).collect(),
             usage: UsageBody::new(prompt_tokens, 0),
             failed: false,
+            texts,
             app,
             record,
             arrival,
@@ -158,10 +163,15 @@ impl Flight {
         if self.open_choices == 0 {
             metrics.e2e.observe(self.arrival.elapsed().as_secs_f64());
         }
+        let mut tokens = 0;
         self.record.record().update(index, |choice| {
+            tokens = choice.output_tokens;
             choice.end = Some(End::Finished(reason, timings));
             metrics.eta_error.observe((choice.eta_finish_s - timings.e2e_s).abs());
         });
+        if let Some(text) = self.texts[index].take() {
+            self.app.scorer.tell(Answer { text, tokens, censored: reason == FinishReason::Length });
+        }
     }
 
     fn fail(&mut self, error: ApiError) -> ApiError {

@@ -6,6 +6,7 @@
 //! runs and closes the books.
 
 mod accept;
+mod adaptive;
 mod app;
 mod backend;
 mod body;
@@ -23,8 +24,9 @@ mod server;
 mod sse;
 mod wire;
 
+pub use adaptive::AdaptiveRanker;
 pub use backend::{Backend, Generation, PromptError};
 pub use config::ServerConfig;
 pub use embedded::EmbeddedEngine;
-pub use scorer::{ScoreFn, ranker_scores};
+pub use scorer::{Answer, Learned, Predictor, ranker_scores};
 pub use server::{Drained, Server, ServerError};

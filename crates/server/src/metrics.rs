@@ -3,7 +3,7 @@
 //! What is waiting and running now is read from the scheduler when someone asks: a client that vanishes cannot
 //! leave a gauge behind.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use outrank_core::Counters;
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -12,6 +12,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+
+use crate::scorer::Learned;
 
 /// The content type of [`Metrics::render`].
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -65,7 +67,16 @@ pub(crate) struct Metrics {
     pub(crate) eta_error: Histogram,
     pub(crate) prompt_tokens: Counter,
     pub(crate) generation_tokens: Counter,
+    learner: LearnerMetrics,
     scheduler: SchedulerMetrics,
+}
+
+/// What the predictor has learned, refreshed whenever it hears of an answer.
+#[derive(Debug, Default)]
+struct LearnerMetrics {
+    answers: Counter,
+    updates: Counter,
+    tau_b: Gauge<f64, AtomicU64>,
 }
 
 /// Copies of the scheduler's own counters, refreshed by [`Metrics::render`].
@@ -95,6 +106,7 @@ impl Metrics {
             eta_error: latency(),
             prompt_tokens: Counter::default(),
             generation_tokens: Counter::default(),
+            learner: LearnerMetrics::default(),
             scheduler: SchedulerMetrics::default(),
         };
         metrics.register();
@@ -117,6 +129,14 @@ impl Metrics {
         to.register("eta_error_seconds", "Between expected and true end, either way", self.eta_error.clone());
         to.register("prompt_tokens", "Prompt tokens accepted", self.prompt_tokens.clone());
         to.register("generation_tokens", "Output tokens generated", self.generation_tokens.clone());
+        let learner = &self.learner;
+        to.register("learner_answers", "Answers that the ranker learns from", learner.answers.clone());
+        to.register("learner_updates", "Times that the ranker changed by them", learner.updates.clone());
+        to.register(
+            "learner_tau_b",
+            "Kendall's tau-b of the learned ranker on answers it did not learn from; 0 before there is one",
+            learner.tau_b.clone(),
+        );
         to.register("queue_depth", "Outputs waiting for a seat", scheduler.queue_depth.clone());
         to.register("running", "Outputs with a seat", scheduler.running.clone());
         to.register("kv_used_blocks", "KV blocks held", scheduler.kv_used_blocks.clone());
@@ -138,6 +158,13 @@ impl Metrics {
     /// Counts a refusal.
     pub(crate) fn count_rejection(&self, reason: &'static str) {
         self.rejections.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// Notes what the predictor has learned.
+    pub(crate) fn count_learned(&self, learned: &Learned) {
+        self.learner.answers.inner().store(learned.answers, Ordering::Relaxed);
+        self.learner.updates.inner().store(learned.updates, Ordering::Relaxed);
+        self.learner.tau_b.set(learned.tau_b.unwrap_or(0.0));
     }
 
     /// All metrics as OpenMetrics text.

@@ -14,7 +14,7 @@ use crate::ServerConfig;
 use crate::app::App;
 use crate::backend::Backend;
 use crate::routes::router;
-use crate::scorer::ScoreFn;
+use crate::scorer::Predictor;
 
 /// How long connections may take to close after the last request has ended or was given up.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -75,7 +75,7 @@ impl Server {
     pub async fn bind(
         config: ServerConfig,
         backend: Arc<dyn Backend>,
-        score: Option<ScoreFn>,
+        predictor: Option<Box<dyn Predictor>>,
     ) -> Result<Self, ServerError> {
         config.check()?;
         let (host, port) = (config.host.clone(), config.port);
@@ -89,7 +89,7 @@ impl Server {
         let local_addr = listener
             .local_addr()
             .map_err(|source| ServerError::Io { what: "cannot read the address", source })?;
-        let app = App::new(config, backend, score)
+        let app = App::new(config, backend, predictor)
             .map_err(|source| ServerError::Io { what: "cannot start the scoring thread", source })?;
         Ok(Self { listener, local_addr, app: Arc::new(app) })
     }

@@ -1,12 +1,13 @@
 //! Training data: a sparse matrix of features, one group of rows per model, and the labels.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::{TraceFile, TrainConfig, TrainError};
+use super::{Example, TraceFile, TrainConfig, TrainError};
 use crate::features::{BUCKETS, DIMENSIONS, Scratch};
-use crate::trace::{TraceRecord, held_out};
+use crate::trace::held_out;
 
 /// Least root mean square of a surface fact: a rare one is not blown up without bound.
 const MIN_MEAN_SQUARE: f64 = 1e-2;
@@ -97,10 +98,7 @@ impl Data {
 
 /// Extracts the features of every row that may be learned from (all, or those not held out).
 pub(super) fn build(files: &[TraceFile], config: &TrainConfig) -> Result<Data, TrainError> {
-    let mut data = Data { starts: vec![0], ..Data::default() };
-    if config.prior.is_some() {
-        data.features.push(PRIOR);
-    }
+    let mut data = Data::new(config);
     let mut columns = vec![u32::MAX; DIMENSIONS];
     let mut scratch = Scratch::new();
     for (file_index, file) in files.iter().enumerate() {
@@ -118,29 +116,49 @@ pub(super) fn build(files: &[TraceFile], config: &TrainConfig) -> Result<Data, T
                 });
                 data.groups.len() - 1
             });
-            data.push(record, tokens, group, config, &mut scratch, &mut columns);
+            let text = record.text();
+            let labels =
+                Labels { tokens, censored: record.is_censored(), number: prompt_number(&text), group };
+            data.push(scratch.extract(&text), labels, config, &mut columns);
         }
     }
-    standardise(&mut data);
-    if data.rows() < super::MIN_ROWS {
-        return Err(TrainError::TooFew { found: data.rows(), needed: super::MIN_ROWS });
+    data.finish()
+}
+
+/// A matrix of examples of one model.
+pub(super) fn from_examples(examples: &[Arc<Example>], config: &TrainConfig) -> Result<Data, TrainError> {
+    let mut data = Data::new(config);
+    let mut columns = vec![u32::MAX; DIMENSIONS];
+    data.groups.push(Group { file: 0, mean: 0.0, deviation: 1.0, weight: 1.0, rows: Vec::new() });
+    for example in examples {
+        let labels = Labels {
+            tokens: f64::from(example.tokens),
+            censored: example.censored,
+            number: example.number,
+            group: 0,
+        };
+        data.push(&example.features, labels, config, &mut columns);
     }
-    scale_columns(&mut data);
-    Ok(data)
+    data.finish()
+}
+
+/// What is known of a row beside its features.
+#[derive(Clone, Copy)]
+struct Labels {
+    tokens: f64,
+    censored: bool,
+    /// [`prompt_number`] of the prompt.
+    number: u64,
+    group: usize,
 }
 
 impl Data {
-    fn push(
-        &mut self,
-        record: &TraceRecord,
-        tokens: f64,
-        group: usize,
-        config: &TrainConfig,
-        scratch: &mut Scratch,
-        columns: &mut [u32],
-    ) {
-        let text = record.text();
-        let features = scratch.extract(&text);
+    fn new(config: &TrainConfig) -> Self {
+        let features = if config.prior.is_some() { vec![PRIOR] } else { Vec::new() };
+        Self { starts: vec![0], features, ..Self::default() }
+    }
+
+    fn push(&mut self, features: &[(u32, f32)], labels: Labels, config: &TrainConfig, columns: &mut [u32]) {
         if let Some(prior) = &config.prior {
             self.columns.push(0);
             self.prior.push(prior.raw_of(features));
@@ -156,19 +174,28 @@ impl Data {
             self.values.push(value);
         }
         self.starts.push(self.columns.len());
-        self.groups[group].rows.push(self.label.len());
-        self.label.push(libm::log1p(tokens));
-        self.censored.push(record.is_censored());
-        self.group_of.push(group);
-        self.fold_of.push(fold(&text, config.folds));
+        self.groups[labels.group].rows.push(self.label.len());
+        self.label.push(libm::log1p(labels.tokens));
+        self.censored.push(labels.censored);
+        self.group_of.push(labels.group);
+        self.fold_of.push((labels.number % config.folds as u64) as usize);
+    }
+
+    /// Standardises labels and scales columns, once all rows are there.
+    fn finish(mut self) -> Result<Self, TrainError> {
+        if self.rows() < super::MIN_ROWS {
+            return Err(TrainError::TooFew { found: self.rows(), needed: super::MIN_ROWS });
+        }
+        standardise(&mut self);
+        scale_columns(&mut self);
+        Ok(self)
     }
 }
 
-/// Equal prompts fall in the same fold, in whichever file they stand.
-fn fold(text: &str, folds: usize) -> usize {
+/// A number by which equal prompts fall in the same fold, in whichever file they stand.
+pub(super) fn prompt_number(text: &str) -> u64 {
     let digest = Sha256::digest(text.as_bytes());
-    let number = digest[..8].iter().fold(0u64, |number, &byte| number << 8 | u64::from(byte));
-    (number % folds as u64) as usize
+    digest[..8].iter().fold(0u64, |number, &byte| number << 8 | u64::from(byte))
 }
 
 fn standardise(data: &mut Data) {

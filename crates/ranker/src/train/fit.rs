@@ -43,19 +43,28 @@ struct Path {
 /// Standard deviations of the prior's column to choose from: how far the prior is believed from the start.
 const PRIOR_DEVIATIONS: [f64; 3] = [0.0, 1.5, 4.0];
 
-/// Tau-b of cross-validation that believing the prior more must gain: less is within its error, and a prior from other
-/// models does not hold for ever.
-const PRIOR_GAIN: f64 = 0.01;
+/// Rows up to which the prior is believed unless cross-validation clearly speaks against it; beyond, it is not unless that
+/// speaks for it, because a prior from other models does not hold for ever.
+const FEW_ROWS: usize = 200;
+
+/// Tau-b of cross-validation that is clear, with few rows and with more: about half its standard error.
+const CLEAR_GAIN: [f64; 2] = [0.05, 0.01];
 
 pub(super) fn fit(data: &mut Data, config: &TrainConfig, progress: &mut dyn FnMut(Progress)) -> Fit {
     let folds: Vec<Fold> = (0..config.folds).map(|fold| split(data, fold)).collect();
     let penalty = if data.has_prior() {
-        let tries = PRIOR_DEVIATIONS.map(|deviation| {
+        let few = data.rows() <= FEW_ROWS;
+        let mut deviations = PRIOR_DEVIATIONS;
+        if few {
+            deviations.reverse();
+        }
+        let tries = deviations.map(|deviation| {
             data.set_prior(deviation);
             (best_penalty(data, &folds, config, progress), deviation)
         });
+        let gain = CLEAR_GAIN[usize::from(!few)];
         let better = |best: ((f64, f64), f64), next: ((f64, f64), f64)| {
-            if next.0.0 > best.0.0 + PRIOR_GAIN { next } else { best }
+            if next.0.0 > best.0.0 + gain { next } else { best }
         };
         let best = tries.into_iter().reduce(better);
         let ((_, penalty), deviation) = best.unwrap_or(((0.0, 1.0), 0.0));

@@ -1,9 +1,12 @@
 //! Training: traces in, ranker and report out.
 
 mod data;
+mod example;
 mod fit;
 mod listmle;
 mod ridge;
+
+use std::sync::Arc;
 
 use half::f16;
 use serde::Serialize;
@@ -14,6 +17,7 @@ use crate::features::DIMENSIONS;
 use crate::ranker::{Card, HeldOut, Ranker, SourceCard};
 use crate::trace::{TraceRecord, held_out};
 use data::{Data, PRIOR};
+pub use example::Example;
 
 /// Fewest rows with a length that a ranker is trained from.
 pub const MIN_ROWS: usize = 20;
@@ -148,7 +152,48 @@ pub fn train(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(Ranker, TrainReport), TrainError> {
     check(config)?;
-    let mut data = data::build(files, config)?;
+    let data = data::build(files, config)?;
+    let learned = |index: usize| data.groups.iter().filter(|g| g.file == index).map(|g| g.rows.len()).sum();
+    let sources = files.iter().enumerate().map(|(index, file)| SourceCard {
+        name: file.name.clone(),
+        licence: file.licence.clone(),
+        rows: file.records.len(),
+        learned_rows: learned(index),
+    });
+    let sources = sources.collect();
+    let (mut ranker, mut report) = fit_data(config, data, sources, progress)?;
+    if !config.all {
+        (report.held_out, report.files) = test(&ranker, files);
+        ranker.card.held_out = report.held_out;
+    }
+    let tau_b = report.held_out.map(|held_out| held_out.tau_b);
+    progress(Progress { stage: "test", done: 1, of: 1, tau_b });
+    Ok((ranker, report))
+}
+
+/// Trains a ranker from examples of one model. Nothing is held out; the report has the cross-validation.
+///
+/// # Errors
+/// [`TrainError`].
+pub fn learn(
+    config: &TrainConfig,
+    examples: &[Arc<Example>],
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(Ranker, TrainReport), TrainError> {
+    check(config)?;
+    let data = data::from_examples(examples, config)?;
+    let rows = examples.len();
+    let source = SourceCard { name: "served requests".into(), licence: None, rows, learned_rows: rows };
+    fit_data(config, data, vec![source], progress)
+}
+
+/// Fits and calibrates.
+fn fit_data(
+    config: &TrainConfig,
+    mut data: Data,
+    sources: Vec<SourceCard>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(Ranker, TrainReport), TrainError> {
     if data.label.iter().all(|&label| label.abs() < 1e-9) {
         return Err(TrainError::NoOrder);
     }
@@ -156,21 +201,24 @@ pub fn train(
     let fit = fit::fit(&mut data, config, progress);
     let (weights, shrink) = round_weights(&data, &fit.weights, config.prior.as_ref());
     let calibration = calibrate(&data, &fit.unseen, shrink).ok_or(TrainError::NoOrder)?;
-    let mut ranker =
-        Ranker { weights: weights.into(), calibration, card: card(config, files, &data, fit.tau_b) };
-    let (held_out, reports) = if config.all { (None, Vec::new()) } else { test(&ranker, files) };
-    ranker.card.held_out = held_out;
-    progress(Progress { stage: "test", done: 1, of: 1, tau_b: held_out.map(|h| h.tau_b) });
+    let card = Card {
+        licence: config.licence.clone(),
+        command: config.command.clone(),
+        sources,
+        seed: config.seed,
+        held_out: None,
+        validation_tau_b: Some(fit.tau_b),
+    };
     let report = TrainReport {
         learned_rows: data.rows(),
         groups: data.groups.len(),
         penalty: fit.penalty,
         epochs: fit.epochs,
         validation_tau_b: fit.tau_b,
-        held_out,
-        files: reports,
+        held_out: None,
+        files: Vec::new(),
     };
-    Ok((ranker, report))
+    Ok((Ranker { weights: weights.into(), calibration, card }, report))
 }
 
 fn check(config: &TrainConfig) -> Result<(), TrainError> {
@@ -233,24 +281,6 @@ fn calibrate(data: &Data, unseen: &[f64], shrink: f64) -> Option<Calibration> {
     let scale = centers.iter().map(|(w, _, deviation)| w * deviation).sum::<f64>() / weight;
     let apart = centers.iter().map(|(w, own, _)| w * (own - center).powi(2)).sum::<f64>() / weight;
     Some(curve.scaled(center, scale, apart))
-}
-
-fn card(config: &TrainConfig, files: &[TraceFile], data: &Data, validation_tau_b: f64) -> Card {
-    let learned = |index: usize| data.groups.iter().filter(|g| g.file == index).map(|g| g.rows.len()).sum();
-    let sources = files.iter().enumerate().map(|(index, file)| SourceCard {
-        name: file.name.clone(),
-        licence: file.licence.clone(),
-        rows: file.records.len(),
-        learned_rows: learned(index),
-    });
-    Card {
-        licence: config.licence.clone(),
-        command: config.command.clone(),
-        sources: sources.collect(),
-        seed: config.seed,
-        held_out: None,
-        validation_tau_b: Some(validation_tau_b),
-    }
 }
 
 /// Tests on the held-out rows of each file.

@@ -1,23 +1,24 @@
 //! Scores: in time, late, or never, and in no case in the way.
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use outrank_core::Score;
-use outrank_server::{ScoreFn, ServerConfig};
+use outrank_server::{Answer, Learned, Predictor, ServerConfig};
 use serde_json::json;
 
 use crate::scripted::Script;
 use crate::support::{Running, chat_body, eventually, json_of, serve};
 
 /// Predicts as many tokens as the prompt has characters, after a while.
-fn slow_scores(delay: Duration) -> ScoreFn {
-    Box::new(move |text| {
+fn slow_scores(delay: Duration) -> Box<dyn Predictor> {
+    Box::new(move |text: &str| {
         std::thread::sleep(delay);
         Score::new(text.chars().count() as f32, 0.5).ok()
     })
 }
 
-async fn serve_scored(score: ScoreFn) -> Running {
+async fn serve_scored(score: Box<dyn Predictor>) -> Running {
     serve(Script::default(), ServerConfig { score_deadline_ms: 50, ..ServerConfig::default() }, Some(score))
         .await
 }
@@ -50,7 +51,7 @@ async fn a_slow_score_delays_nobody_and_follows_later() {
 
 #[tokio::test]
 async fn a_scorer_that_dies_leaves_requests_unscored_and_served() {
-    let server = serve_scored(Box::new(|_| panic!("the ranker is broken"))).await;
+    let server = serve_scored(Box::new(|_: &str| panic!("the ranker is broken"))).await;
     for _ in 0..3 {
         let response = server.chat(json!({})).await;
         assert_eq!(response.status(), 200);
@@ -73,4 +74,39 @@ async fn a_short_prediction_passes_longer_ones_that_came_first() {
         open.push(server.complete(json!({ "prompt": prompt, "stream": true, "max_tokens": 150 })).await);
         assert_eq!(open.last().unwrap().headers()["x-outrank-position"], position, "{length}");
     }
+}
+
+/// Predicts nothing, and writes down what it hears.
+struct Listener(Arc<Mutex<Vec<Answer>>>);
+
+impl Predictor for Listener {
+    fn score(&mut self, _: &str) -> Option<Score> {
+        None
+    }
+
+    fn observe(&mut self, answer: &Answer) {
+        self.0.lock().unwrap().push(answer.clone());
+    }
+
+    fn learned(&self) -> Learned {
+        Learned { answers: self.0.lock().unwrap().len() as u64, updates: 2, tau_b: Some(0.25) }
+    }
+}
+
+#[tokio::test]
+async fn the_predictor_hears_how_long_answers_were_and_metrics_what_it_learned() {
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let server = serve_scored(Box::new(Listener(Arc::clone(&heard)))).await;
+    for extra in [json!({}), json!({ "max_tokens": 2 }), json!({ "ignore_eos": true, "max_tokens": 3 })] {
+        assert_eq!(server.chat(extra).await.status(), 200);
+    }
+    let answers = || heard.lock().unwrap().iter().map(|a| (a.tokens, a.censored)).collect::<Vec<_>>();
+    eventually("both answers were heard of", || async { answers().len() >= 2 }).await;
+    assert_eq!(answers(), [(5, false), (2, true)], "one that was made to go on says nothing");
+    assert!(heard.lock().unwrap().iter().all(|answer| answer.text.contains("Hi")));
+    eventually("the metrics say so", || async {
+        server.metric("outrank_learner_answers_total").await == 2.0
+    })
+    .await;
+    assert_eq!(server.metric("outrank_learner_tau_b").await, 0.25);
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrank_server::{Backend, Drained, ScoreFn, Server, ServerConfig};
+use outrank_server::{Backend, Drained, Predictor, Server, ServerConfig};
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -21,7 +21,11 @@ pub(crate) struct Running {
 }
 
 /// A server whose engine follows `script`.
-pub(crate) async fn serve(script: Script, config: ServerConfig, score: Option<ScoreFn>) -> Running {
+pub(crate) async fn serve(
+    script: Script,
+    config: ServerConfig,
+    score: Option<Box<dyn Predictor>>,
+) -> Running {
     let engine = Scripted::start(script);
     let config = ServerConfig { port: 0, model_name: "test".into(), ..config };
     let server = Server::bind(config, Arc::new(engine.clone()), score).await.unwrap();

@@ -1,0 +1,137 @@
+//! A ranker that learns from the requests that are served.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
+
+use outrank_core::Score;
+use outrank_ranker::adapt::{Adapted, Adapter, adapt};
+use outrank_ranker::{Example, Ranker};
+
+use crate::scorer::{Answer, Learned, Predictor};
+
+/// Scores with a ranker, and makes it the served model's own: every so often it learns from the newest answers, on a thread
+/// beside the scoring one, and takes over what orders them better than the ranker it started from. It keeps features
+/// and lengths, in bounded memory, and no prompt.
+#[derive(Debug)]
+pub struct AdaptiveRanker {
+    /// What every learning starts from.
+    prior: Ranker,
+    current: Ranker,
+    adapter: Adapter,
+    learning: Option<Receiver<Option<Adapted>>>,
+    /// Where a learned ranker is kept, if anywhere.
+    file: Option<PathBuf>,
+    learned: Learned,
+}
+
+impl AdaptiveRanker {
+    /// Starts from a ranker; `file` is written whenever something was learned.
+    pub fn new(ranker: Ranker, file: Option<PathBuf>) -> Self {
+        Self {
+            current: ranker.clone(),
+            prior: ranker,
+            adapter: Adapter::default(),
+            learning: None,
+            file,
+            learned: Learned::default(),
+        }
+    }
+
+    /// Takes over what has been learned by now.
+    fn take_over(&mut self) {
+        let Some(learning) = &self.learning else { return };
+        let adapted = match learning.try_recv() {
+            Ok(adapted) => adapted,
+            Err(TryRecvError::Empty) => return,
+            // The thread panicked: the ranker in force stays.
+            Err(TryRecvError::Disconnected) => None,
+        };
+        self.learning = None;
+        let Some(adapted) = adapted else { return };
+        tracing::info!(
+            examples = adapted.examples,
+            reordered = adapted.reordered,
+            tau_b = adapted.tau_b,
+            prior_tau_b = adapted.prior_tau_b,
+            "the ranker has learned from served requests"
+        );
+        self.learned.updates += 1;
+        self.learned.tau_b = Some(adapted.tau_b);
+        self.current = adapted.ranker;
+    }
+
+    fn learn(&mut self, examples: Vec<Arc<Example>>) {
+        let (prior, file) = (self.prior.clone(), self.file.clone());
+        let (send, receive) = sync_channel(1);
+        let work = move || {
+            let adapted = adapt(&prior, &examples);
+            if let (Some(adapted), Some(file)) = (&adapted, file)
+                && let Err(error) = adapted.ranker.save(&file)
+            {
+                tracing::warn!(%error, "cannot keep what was learned");
+            }
+            // The server may have stopped meanwhile.
+            let _ = send.send(adapted);
+        };
+        match std::thread::Builder::new().name("outrank-learner".into()).spawn(work) {
+            Ok(_) => self.learning = Some(receive),
+            Err(error) => tracing::warn!(%error, "cannot start the learning thread"),
+        }
+    }
+}
+
+impl Predictor for AdaptiveRanker {
+    fn score(&mut self, text: &str) -> Option<Score> {
+        self.take_over();
+        Some(self.current.score(text))
+    }
+
+    fn observe(&mut self, answer: &Answer) {
+        self.take_over();
+        self.adapter.observe(&answer.text, answer.tokens, answer.censored);
+        self.learned.answers = self.adapter.observed();
+        if self.learning.is_none()
+            && let Some(examples) = self.adapter.due()
+        {
+            self.learn(examples);
+        }
+    }
+
+    fn learned(&self) -> Learned {
+        self.learned
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn it_learns_the_lengths_of_the_served_model_and_keeps_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("learned.outrank");
+        let mut ranker = AdaptiveRanker::new(Ranker::shipped().clone(), Some(file.clone()));
+        let asked = |word: &str, index: u32| format!("Item {index}: {word} it, please.");
+        for index in 0..60 {
+            for (word, tokens) in [("glorp", 12), ("zindle", 700)] {
+                let tokens = tokens + index % 7;
+                ranker.observe(&Answer { text: asked(word, index).into(), tokens, censored: false });
+            }
+        }
+        let started = Instant::now();
+        while ranker.learned().updates == 0 {
+            assert!(started.elapsed() < Duration::from_secs(60), "nothing was learned");
+            std::thread::sleep(Duration::from_millis(5));
+            ranker.take_over();
+        }
+        let mut median = |word| ranker.score(&asked(word, 99)).unwrap().median_tokens();
+        let (short, long) = (median("glorp"), median("zindle"));
+        assert!(short < 60.0 && long > 200.0, "{short} {long}");
+        assert_eq!(ranker.learned().answers, 120);
+        let kept = Ranker::load(&file).unwrap();
+        assert_eq!(kept.card().command, "learned while serving");
+    }
+}
