@@ -12,7 +12,7 @@ PORT      ?= 8000
 NEXTEST   := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 TRACE     := traces/smollm2-135m.jsonl.gz
 
-.PHONY: help setup model build serve test check demo ranker trace paper reality reality-cpu simulated bench-sim bench-plan bench-score bench-engine clean
+.PHONY: help setup model build serve test check demo ranker trace paper reality reality-cpu ranker-table simulated bench-sim bench-plan bench-score bench-engine clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -62,6 +62,10 @@ reality: build ## the simulator against the measured runs of results/h200
 
 reality-cpu: build model ## the simulator against the embedded engine (six minutes, alone on the machine)
 	python3 scripts/reality_cpu.py --outrank $(OUTRANK) --trace $(TRACE) --out results/cpu
+
+ranker-table: build ## how well the ranker orders the traces of DATA=DIR, into docs/ranker.md (needs scikit-learn; half an hour)
+	@test -n "$(DATA)" || { echo "usage: make ranker-table DATA=DIR (with length/)" >&2; exit 2; }
+	python3 scripts/ranker.py --outrank $(OUTRANK) --data $(DATA) --out docs/ranker.md
 
 simulated: build ## every policy on held-out traffic of DATA=DIR, into docs/simulated.md (a quarter of an hour)
 	@test -n "$(DATA)" || { echo "usage: make simulated DATA=DIR (with length/ and arrivals/)" >&2; exit 2; }
