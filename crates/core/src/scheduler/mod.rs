@@ -204,7 +204,7 @@ impl Scheduler {
         });
         self.slots.insert(id, slot);
         self.counters.submitted += 1;
-        self.estimates.count(&self.entries[slot]);
+        self.count_work(slot);
         self.enqueue(slot);
         self.start_starvation_timer(slot, self.counters.steps + 1);
         Ok(self.placement(now, slot))
@@ -222,7 +222,7 @@ impl Scheduler {
             Event::Scored(id, score) => self.with_slot(id, |this, slot| {
                 let entry = &mut this.entries[slot];
                 entry.prediction = Some(Prediction::new(score, entry.request.known_limit_tokens()));
-                this.estimates.count(&this.entries[slot]);
+                this.count_work(slot);
                 if this.entries[slot].state != State::Running {
                     this.requeue(slot);
                 }
@@ -329,6 +329,13 @@ impl Scheduler {
     fn enqueue(&mut self, slot: usize) {
         let rank = self.refresh_rank(slot);
         self.waiting.insert(Place { rank, slot, work_s: self.work_s(slot) });
+    }
+
+    /// Counts the work of a request that has just been scored, for policies whose keys depend on it.
+    fn count_work(&mut self, slot: usize) {
+        if self.policy.follows_load() {
+            self.estimates.count(&self.entries[slot]);
+        }
     }
 
     /// Moves a waiting request to its rank of now.
