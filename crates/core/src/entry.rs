@@ -5,6 +5,11 @@ use crate::{
     blocks_for, work_mix::WorkMix,
 };
 
+/// Weight of the newest finished request in the running mean of output lengths.
+const NEWEST_LENGTH_WEIGHT: f64 = 0.02;
+/// Finished requests that the first guess of the mean counts as.
+const FIRST_GUESS_REQUESTS: u64 = 8;
+
 /// A score, and what follows from it for one request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Prediction {
@@ -49,6 +54,12 @@ impl Estimates {
             trust: Trust::Trusted,
             now: Timestamp::ZERO,
         }
+    }
+
+    /// Counts the length of the request that finished as the `finished`th.
+    pub(crate) fn observe_length(&mut self, tokens: u32, finished: u64) {
+        let seen = (FIRST_GUESS_REQUESTS + finished) as f64;
+        self.mean_tokens += NEWEST_LENGTH_WEIGHT.max(1.0 / seen) * (f64::from(tokens) - self.mean_tokens);
     }
 
     /// Counts the work of a request that has just been scored.
@@ -110,6 +121,36 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// A request that has just arrived; its rank is still to be taken.
+    pub(crate) fn arrived(
+        request: Request,
+        prediction: Option<Prediction>,
+        number: u64,
+        backlog_s: f64,
+    ) -> Self {
+        Self {
+            request,
+            prediction,
+            number,
+            backlog_s,
+            state: State::Waiting,
+            generated_tokens: 0,
+            computed_tokens: 0,
+            kv_blocks: 0,
+            swapped_blocks: 0,
+            rank: Rank { band: 1, key: crate::Key::new(0.0), number },
+            ranked_at_tokens: 0,
+            promoted: false,
+            quantum_steps: 0,
+            starves_at_step: None,
+            preemptions: 0,
+            paused_at_step: 0,
+            batched_at_step: 0,
+            overtaken_by: 0,
+            ticket: None,
+        }
+    }
+
     /// Prompt and output so far, in tokens.
     pub(crate) fn context_tokens(&self) -> u32 {
         self.request.prompt_tokens + self.generated_tokens

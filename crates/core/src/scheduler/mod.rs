@@ -20,11 +20,12 @@ use crate::{
 };
 
 /// Backlogs below this are all alike, in seconds.
-const MIN_BACKLOG_S: f64 = 0.05;
-/// Weight of the newest finished request in the running mean of output lengths.
-const NEWEST_LENGTH_WEIGHT: f64 = 0.02;
-/// Finished requests that the first guess of the mean counts as.
-const FIRST_GUESS_REQUESTS: u64 = 8;
+pub(crate) const MIN_BACKLOG_S: f64 = 0.05;
+/// Whether the load has moved far enough for keys to follow it.
+pub(crate) fn load_moved(before_s: f64, now_s: f64) -> bool {
+    let moved = now_s / before_s;
+    moved >= LOAD_STEP || moved <= 1.0 / LOAD_STEP
+}
 
 /// What a host tells the scheduler once.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -181,27 +182,8 @@ impl Scheduler {
         let id = request.id;
         let number = self.overtakes.arrive();
         let prediction = score.map(|score| Prediction::new(score, request.known_limit_tokens()));
-        let slot = self.entries.insert(Entry {
-            request,
-            prediction,
-            number,
-            backlog_s: self.waiting.work_s() / f64::from(self.config.capacity.seats),
-            state: State::Waiting,
-            generated_tokens: 0,
-            computed_tokens: 0,
-            kv_blocks: 0,
-            swapped_blocks: 0,
-            rank: Rank { band: 1, key: crate::Key::new(0.0), number },
-            ranked_at_tokens: 0,
-            promoted: false,
-            quantum_steps: 0,
-            starves_at_step: None,
-            preemptions: 0,
-            paused_at_step: 0,
-            batched_at_step: 0,
-            overtaken_by: 0,
-            ticket: None,
-        });
+        let backlog_s = self.waiting.work_s() / f64::from(self.config.capacity.seats);
+        let slot = self.entries.insert(Entry::arrived(request, prediction, number, backlog_s));
         self.slots.insert(id, slot);
         self.counters.submitted += 1;
         self.count_work(slot);
@@ -230,11 +212,8 @@ impl Scheduler {
             Event::Token(id) => self.with_slot(id, |this, slot| this.entries[slot].generated_tokens += 1),
             Event::SwapLost(id) => self.with_slot(id, Self::lose_kv),
             Event::Finished(id) => self.with_slot(id, |this, slot| {
-                let tokens = f64::from(this.entries[slot].generated_tokens);
                 this.counters.finished += 1;
-                let seen = (FIRST_GUESS_REQUESTS + this.counters.finished) as f64;
-                let mean_tokens = &mut this.estimates.mean_tokens;
-                *mean_tokens += NEWEST_LENGTH_WEIGHT.max(1.0 / seen) * (tokens - *mean_tokens);
+                this.estimates.observe_length(this.entries[slot].generated_tokens, this.counters.finished);
                 this.judge(slot);
                 this.leave(slot);
             }),
@@ -361,8 +340,7 @@ impl Scheduler {
         }
         let backlog_s = self.waiting.work_s().max(0.0) / f64::from(self.config.capacity.seats);
         let before_s = self.estimates.load.backlog_s;
-        let moved = (backlog_s + MIN_BACKLOG_S) / (before_s + MIN_BACKLOG_S);
-        if moved < LOAD_STEP && moved > 1.0 / LOAD_STEP {
+        if !load_moved(before_s + MIN_BACKLOG_S, backlog_s + MIN_BACKLOG_S) {
             return;
         }
         self.estimates.load = self.estimates.load(backlog_s, self.policy.short_share());
