@@ -1,0 +1,85 @@
+use std::time::{Duration, Instant};
+
+use super::*;
+
+fn host(settings: &str) -> Host {
+    Host::new(&Settings::parse(settings).unwrap(), 2).unwrap()
+}
+
+fn arrival(number: u64, true_tokens: Option<u32>) -> Arrival {
+    Arrival { number, prompt_tokens: 8, max_tokens: 900, true_tokens, limit_is_recorded: false }
+}
+
+/// Priorities once so many scores have come.
+fn when_scored(host: &mut Host, scores: u64) -> Vec<(u64, i64)> {
+    let started = Instant::now();
+    let mut changed = Vec::new();
+    while host.status().scored < scores {
+        assert!(started.elapsed() < Duration::from_secs(60), "{:?}", host.status());
+        changed.extend(host.changed(1.0));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    changed
+}
+
+#[test]
+fn a_request_goes_by_arrival_until_its_score_comes() {
+    let mut host = host(r#"{"policy": "sjf"}"#);
+    let unscored = host.submit(0.0, &arrival(1, None)).unwrap();
+    assert_eq!(host.submit(0.1, &arrival(2, None)), Some(unscored));
+    assert_eq!(host.submit(0.1, &arrival(2, None)), None, "a number is used once");
+    host.score(1, "Write a very long story of 2000 words about the sea.".into());
+    host.score(2, "Answer yes or no: is 7 prime?".into());
+    let changed = when_scored(&mut host, 2);
+    let priority = |number| changed.iter().rfind(|it| it.0 == number).unwrap().1;
+    assert!(priority(2) < priority(1), "{changed:?}");
+}
+
+#[test]
+fn the_oracle_reads_the_true_length_and_nothing_else_does() {
+    let mut oracle = host(r#"{"policy": "oracle-sjf"}"#);
+    let long = oracle.submit(0.0, &arrival(1, Some(500)));
+    assert!(oracle.submit(0.1, &arrival(2, Some(5))) < long);
+    let mut plain = host("{}");
+    let (a, b) = (plain.submit(0.0, &arrival(1, Some(500))), plain.submit(0.0, &arrival(2, Some(5))));
+    assert_eq!(a, b);
+}
+
+#[test]
+fn a_ranker_is_learned_from_nothing_and_scores_those_who_wait() {
+    let mut host = host(r#"{"ranker": "none", "policy": "sjf"}"#);
+    let prompt =
+        |number: u64| format!("Item {number}: {} it, please.", ["glorp", "zindle"][(number % 2) as usize]);
+    host.submit(0.0, &arrival(1000, None));
+    host.score(1000, prompt(1000));
+    let started = Instant::now();
+    for number in 0.. {
+        host.submit(0.0, &arrival(number, None));
+        host.score(number, prompt(number));
+        let tokens = 20 + 600 * (number % 2) as u32 + (number % 7) as u32;
+        host.ended(0.1, number, tokens, End::Stopped);
+        host.changed(0.2);
+        if number > 60 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        if host.status().learned > 0 {
+            break;
+        }
+        assert!(number < 999 && started.elapsed() < Duration::from_secs(60), "nothing was learned");
+    }
+    when_scored(&mut host, 1);
+    assert!(host.status().learned_tau_b.unwrap() > 0.4, "{:?}", host.status());
+}
+
+#[test]
+fn nothing_is_learned_from_those_who_gave_up() {
+    let mut host = host(r#"{"ranker": "none"}"#);
+    for number in 0..200 {
+        host.submit(0.0, &arrival(number, None));
+        host.score(number, format!("glorp {number}"));
+        host.ended(0.1, number, 30, End::Aborted);
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    host.changed(1.0);
+    assert_eq!((host.status().learned, host.status().waiting), (0, 0));
+}

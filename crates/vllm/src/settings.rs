@@ -1,0 +1,169 @@
+//! What `--additional-config '{"outrank": {...}}'` may say.
+
+use std::path::PathBuf;
+
+use outrank_core::policies::{Outrank, by_name};
+use outrank_core::{MonitorSettings, Policy, ServiceModel};
+use outrank_ranker::{Ranker, RankerFileError};
+use serde::Deserialize;
+use thiserror::Error;
+
+/// Policies that need nothing but the order of the queue.
+const POLICIES: [&str; 4] = ["outrank", "fcfs", "sjf", "oracle-sjf"];
+
+/// Settings that the plug-in cannot start with.
+#[derive(Debug, Error)]
+pub enum SettingsError {
+    /// No JSON object of known keys.
+    #[error("additional_config[\"outrank\"]: {0}")]
+    Json(#[from] serde_json::Error),
+    /// No such policy, or one that vLLM's queue cannot serve.
+    #[error(
+        "additional_config[\"outrank\"]: unknown policy `{0}`; allowed here: outrank, fcfs, sjf, oracle-sjf (`ltr` and \
+         other preemptive policies need a host that leaves its seats to outrank; `sjf` is the order of `ltr` without \
+         preemption and promotion)"
+    )]
+    Policy(String),
+    /// The ranker's file cannot be read.
+    #[error("additional_config[\"outrank\"].ranker: {0}")]
+    Ranker(#[from] RankerFileError),
+    /// A number out of its range.
+    #[error("additional_config[\"outrank\"].{0} must be a positive finite number")]
+    Range(&'static str),
+}
+
+/// The ranker to start from.
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(from = "String")]
+pub enum RankerChoice {
+    /// The one that comes with outrank.
+    #[default]
+    Shipped,
+    /// None: requests go by arrival until one has been learned.
+    None,
+    /// A file made by `outrank train`.
+    File(PathBuf),
+}
+
+impl From<String> for RankerChoice {
+    fn from(name: String) -> Self {
+        match name.as_str() {
+            "shipped" => Self::Shipped,
+            "none" => Self::None,
+            _ => Self::File(name.into()),
+        }
+    }
+}
+
+/// Settings of the plug-in.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// `outrank`, `fcfs`, `sjf` or `oracle-sjf`.
+    pub policy: String,
+    /// `shipped`, `none`, or a file made by `outrank train`.
+    pub ranker: RankerChoice,
+    /// Whether to learn from served answers.
+    pub learn: bool,
+    /// Settings of the policy `outrank`.
+    pub outrank: Outrank,
+    /// When to stop following the ranker.
+    pub monitor: MonitorSettings,
+    /// First guess of the seconds of a step without prefill; measured steps replace it.
+    pub decode_s: f64,
+    /// First guess of the seconds that a prefill token adds to a step.
+    pub prefill_s: f64,
+    /// Output tokens that a request without score is taken for.
+    pub unscored_tokens: f64,
+    /// File to append a line of figures to, for benchmarks; none by default.
+    pub log: Option<PathBuf>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            policy: "outrank".into(),
+            ranker: RankerChoice::Shipped,
+            learn: true,
+            outrank: Outrank::default(),
+            monitor: MonitorSettings::default(),
+            decode_s: 0.02,
+            prefill_s: 5e-5,
+            unscored_tokens: 250.0,
+            log: None,
+        }
+    }
+}
+
+impl Settings {
+    /// Reads and checks settings; `json` is an object.
+    ///
+    /// # Errors
+    /// [`SettingsError`] that names the key and what is allowed.
+    pub fn parse(json: &str) -> Result<Self, SettingsError> {
+        let settings: Self = serde_json::from_str(json)?;
+        if !POLICIES.contains(&settings.policy.as_str()) {
+            return Err(SettingsError::Policy(settings.policy));
+        }
+        let positive = [
+            ("decode_s", settings.decode_s),
+            ("prefill_s", settings.prefill_s),
+            ("unscored_tokens", settings.unscored_tokens),
+        ];
+        match positive.into_iter().find(|(_, value)| !(value.is_finite() && *value > 0.0)) {
+            Some((name, _)) => Err(SettingsError::Range(name)),
+            None => Ok(settings),
+        }
+    }
+
+    /// First guess of the step costs.
+    pub fn service(&self) -> ServiceModel {
+        ServiceModel { decode_s: self.decode_s, prefill_s: self.prefill_s }
+    }
+
+    /// The policy.
+    pub(crate) fn policy(&self) -> Result<Box<dyn Policy>, SettingsError> {
+        let settings = outrank_core::policies::PolicySettings { outrank: self.outrank, ..Default::default() };
+        by_name(&self.policy, &settings).ok_or_else(|| SettingsError::Policy(self.policy.clone()))
+    }
+
+    /// The ranker to start from.
+    pub(crate) fn load_ranker(&self) -> Result<Option<Ranker>, SettingsError> {
+        Ok(match &self.ranker {
+            RankerChoice::Shipped => Some(Ranker::shipped().clone()),
+            RankerChoice::None => None,
+            RankerChoice::File(path) => Some(Ranker::load(path)?),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_is_refused_with_what_is_allowed() {
+        let error = Settings::parse(r#"{"polcy": "outrank"}"#).unwrap_err().to_string();
+        assert!(
+            error.contains("polcy") && error.contains("ranker") && error.contains("unscored_tokens"),
+            "{error}"
+        );
+        let error = Settings::parse(r#"{"policy": "ltr"}"#).unwrap_err().to_string();
+        assert!(error.contains("ltr") && error.contains("sjf"), "{error}");
+        let error = Settings::parse(r#"{"outrank": {"patience": 1}}"#).unwrap_err().to_string();
+        assert!(error.contains("patience_s"), "{error}");
+        let error = Settings::parse(r#"{"decode_s": 0}"#).unwrap_err().to_string();
+        assert!(error.contains("decode_s"), "{error}");
+        let missing = Settings::parse(r#"{"ranker": "/no/such.outrank"}"#).unwrap();
+        assert!(missing.load_ranker().unwrap_err().to_string().contains("/no/such.outrank"));
+    }
+
+    #[test]
+    fn nothing_said_is_the_default_and_every_policy_allowed_exists() {
+        assert_eq!(Settings::parse("{}").unwrap(), Settings::default());
+        for name in POLICIES {
+            let settings = Settings::parse(&format!(r#"{{"policy": "{name}"}}"#)).unwrap();
+            assert_eq!(settings.policy().unwrap().name(), name);
+        }
+    }
+}

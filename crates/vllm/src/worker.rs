@@ -1,0 +1,153 @@
+//! Scoring and learning, off the engine's loop.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::thread;
+
+use outrank_core::Score;
+use outrank_ranker::adapt::{Adapted, Adapter, adapt};
+use outrank_ranker::train::learn;
+use outrank_ranker::{Example, Ranker, TrainConfig};
+
+/// What the worker is asked to do.
+#[derive(Debug)]
+pub(crate) enum Job {
+    /// Score the prompt of a request, and remember it until it ends.
+    Score(u64, String),
+    /// The request ended: learn from it, unless `None` (tokens, cut short).
+    Ended(u64, Option<(u32, bool)>),
+}
+
+/// What the worker has to say.
+#[derive(Debug)]
+pub(crate) enum Said {
+    /// A score.
+    Score(u64, Score),
+    /// A ranker was learned; its tau-b on unseen answers.
+    Learned(f64),
+}
+
+/// The thread that scores; it ends when dropped.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    jobs: Sender<Job>,
+    said: Receiver<Said>,
+}
+
+impl Worker {
+    /// Starts the thread.
+    pub(crate) fn start(ranker: Option<Ranker>, learn: bool) -> std::io::Result<Self> {
+        let (jobs, inbox) = channel();
+        let (outbox, said) = channel();
+        let state = State {
+            prior: ranker.clone(),
+            current: ranker,
+            adapter: learn.then(Adapter::default),
+            learning: None,
+            prompts: HashMap::new(),
+            outbox,
+        };
+        thread::Builder::new().name("outrank-scorer".into()).spawn(move || state.run(&inbox))?;
+        Ok(Self { jobs, said })
+    }
+
+    /// Hands over a job; lost if the thread has died, which leaves requests unscored.
+    pub(crate) fn send(&self, job: Job) {
+        let _ = self.jobs.send(job);
+    }
+
+    /// What was said since the last call.
+    pub(crate) fn heard(&self) -> impl Iterator<Item = Said> + '_ {
+        self.said.try_iter()
+    }
+}
+
+/// What the thread knows.
+struct State {
+    /// What every learning starts from.
+    prior: Option<Ranker>,
+    current: Option<Ranker>,
+    /// `None` where nothing is to be learned.
+    adapter: Option<Adapter>,
+    learning: Option<Receiver<Option<Adapted>>>,
+    /// Prompts of requests that have not ended: no more than vLLM itself holds.
+    prompts: HashMap<u64, String>,
+    outbox: Sender<Said>,
+}
+
+impl State {
+    fn run(mut self, inbox: &Receiver<Job>) {
+        while let Ok(job) = inbox.recv() {
+            self.take_over();
+            match job {
+                Job::Score(number, prompt) => {
+                    if let Some(ranker) = &self.current {
+                        let _ = self.outbox.send(Said::Score(number, ranker.score(&prompt)));
+                    }
+                    if self.adapter.is_some() {
+                        self.prompts.insert(number, prompt);
+                    }
+                }
+                Job::Ended(number, length) => self.ended(number, length),
+            }
+        }
+    }
+
+    fn ended(&mut self, number: u64, length: Option<(u32, bool)>) {
+        let Some(prompt) = self.prompts.remove(&number) else { return };
+        let (Some(adapter), Some((tokens, censored))) = (&mut self.adapter, length) else { return };
+        adapter.observe(&prompt, tokens, censored);
+        if self.learning.is_some() {
+            return;
+        }
+        let Some(examples) = adapter.due() else { return };
+        let (prior, (send, receive)) = (self.prior.clone(), channel());
+        let work = move || {
+            // The engine may have stopped meanwhile.
+            let _ = send.send(match &prior {
+                Some(prior) => adapt(prior, &examples),
+                None => from_nothing(&examples),
+            });
+        };
+        if thread::Builder::new().name("outrank-learner".into()).spawn(work).is_ok() {
+            self.learning = Some(receive);
+        }
+    }
+
+    /// Takes over what has been learned by now, and scores anew those who wait if they had no score.
+    fn take_over(&mut self) {
+        let adapted = match self.learning.as_ref().map(Receiver::try_recv) {
+            None | Some(Err(TryRecvError::Empty)) => return,
+            // The learner panicked: the ranker in force stays.
+            Some(Err(TryRecvError::Disconnected)) => None,
+            Some(Ok(adapted)) => adapted,
+        };
+        self.learning = None;
+        let Some(adapted) = adapted else { return };
+        let _ = self.outbox.send(Said::Learned(adapted.tau_b));
+        if self.current.is_none() {
+            for (&number, prompt) in &self.prompts {
+                let _ = self.outbox.send(Said::Score(number, adapted.ranker.score(prompt)));
+            }
+        }
+        self.current = Some(adapted.ranker);
+    }
+}
+
+/// Learns without a ranker to start from. `None` where unseen answers are not ordered clearly better than by chance.
+fn from_nothing(examples: &[Arc<Example>]) -> Option<Adapted> {
+    let config = TrainConfig {
+        all: true,
+        folds: 3,
+        penalties: vec![8.0, 2.0, 0.5],
+        epochs: 8,
+        prior: None,
+        command: "learned while serving".into(),
+        ..TrainConfig::default()
+    };
+    let (ranker, report) = learn(&config, examples, &mut |_| {}).ok()?;
+    let tau_b = report.validation_tau_b;
+    let clear = tau_b > 0.5 / (examples.len() as f64).sqrt();
+    clear.then(|| Adapted { ranker, examples: examples.len(), reordered: true, tau_b, prior_tau_b: 0.0 })
+}
