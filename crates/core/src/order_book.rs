@@ -136,11 +136,12 @@ impl OrderBook {
         self.running.push(slot);
     }
 
-    /// The host took a request off its seat, by advice or for memory, and will compute it again.
-    pub fn paused(&mut self, now: Timestamp, id: RequestId) {
-        let Some(&slot) = self.slots.get(&id) else { return };
+    /// The host took a request off its seat, by advice or for memory, and will compute it again. Returns its key in the
+    /// queue, or `None` if it had no seat.
+    pub fn paused(&mut self, now: Timestamp, id: RequestId) -> Option<Key> {
+        let slot = *self.slots.get(&id)?;
         if self.entries[slot].state != State::Running {
-            return;
+            return None;
         }
         self.estimates.now = now;
         self.running.retain(|&other| other != slot);
@@ -148,7 +149,7 @@ impl OrderBook {
         (entry.state, entry.computed_tokens) = (State::Paused, 0);
         entry.preemptions += 1;
         self.enqueue(slot);
-        self.changed.push((id, self.entries[slot].rank.key));
+        Some(self.entries[slot].rank.key)
     }
 
     /// A running request has generated so many tokens by now.

@@ -148,11 +148,12 @@ impl Host {
         numbers.iter().for_each(|&number| self.book.started(RequestId(number)));
     }
 
-    /// Requests lost their seat.
-    pub fn paused(&mut self, now_s: f64, numbers: &[u64]) {
-        numbers
-            .iter()
-            .for_each(|&number| self.book.paused(Timestamp::from_secs_f64(now_s), RequestId(number)));
+    /// Requests lost their seat. Returns their (number, priority) in the queue.
+    pub fn paused(&mut self, now_s: f64, numbers: &[u64]) -> Vec<(u64, i64)> {
+        let now = Timestamp::from_secs_f64(now_s);
+        let paused = |&number: &u64| Some((number, self.book.paused(now, RequestId(number))?));
+        let keys: Vec<(u64, Key)> = numbers.iter().filter_map(paused).collect();
+        keys.into_iter().map(|(number, key)| (number, self.priority(key))).collect()
     }
 
     /// Output tokens so far of running requests.

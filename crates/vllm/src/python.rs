@@ -66,10 +66,10 @@ impl Core {
         self.host().started(&numbers);
     }
 
-    /// Requests lost their seat.
+    /// Requests lost their seat; returns their (number, priority) in the queue.
     #[allow(clippy::needless_pass_by_value, reason = "what PyO3 extracts is owned")]
-    fn paused(&self, now_s: f64, numbers: Vec<u64>) {
-        self.host().paused(now_s, &numbers);
+    fn paused(&self, now_s: f64, numbers: Vec<u64>) -> Vec<(u64, i64)> {
+        self.host().paused(now_s, &numbers)
     }
 
     /// (number, output tokens so far) of running requests.

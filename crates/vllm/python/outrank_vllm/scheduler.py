@@ -2,7 +2,6 @@
 
 import functools
 import heapq
-import inspect
 import json
 import queue
 import threading
@@ -28,7 +27,6 @@ def extra(request):
 @functools.cache
 def ordered(stock):
     """The subclass of vLLM's scheduler class `stock`."""
-    takes_step = len(inspect.signature(stock._preempt_request).parameters) > 3
 
     class OutrankScheduler(stock):
         def __init__(self, core, settings, **arguments):
@@ -36,7 +34,7 @@ def ordered(stock):
             self._core, self._numbers, self._by_number = core, {}, {}
             self._next, self._step, self._updated_s, self._idle, self._said_s = 0, 0, None, True, 0.0
             self._log = open(settings["log"], "a") if settings.get("log") else None
-            self._calls, self._stepped = [], 0
+            self._calls = []
             self._prompts = queue.SimpleQueue()
             model = self.vllm_config.model_config
             if model.skip_tokenizer_init:
@@ -87,6 +85,13 @@ def ordered(stock):
                 self._time(middle - start + time.monotonic() - scheduled, scheduled - middle)
             return output
 
+        def _set(self, changed):
+            """Sets priorities of requests without a seat; a running one keeps the one that it started with."""
+            for number, priority in changed:
+                if (request := self._by_number.get(number)) and request.status != RequestStatus.RUNNING:
+                    request.priority = priority
+            return bool(changed)
+
         def _order(self, now):
             self._step += 1
             if self._step % REPORT_TOKENS_STEPS == 0:
@@ -95,9 +100,7 @@ def ordered(stock):
             changed = self._core.changed(now)
             if not changed:
                 return
-            for number, priority in changed:
-                if (request := self._by_number.get(number)) and request.status != RequestStatus.RUNNING:
-                    request.priority = priority
+            self._set(changed)
             for waiting in (self.waiting, *(getattr(self, name, None) for name in SIDE_QUEUES)):
                 if waiting:
                     heapq.heapify(waiting._heap)
@@ -110,15 +113,20 @@ def ordered(stock):
                 if request is None or request.status != RequestStatus.RUNNING or request not in self.running:
                     continue
                 self.running.remove(request)
-                self._preempt_request(request, now, *([self._step] if takes_step else []))
-                self.waiting.remove_request(request)
+                # vLLM puts it into the queue: into an empty one, so that the real heap need not be built anew.
+                heap, self.waiting._heap = self.waiting._heap, []
+                self._preempt_request(request, now)
+                self.waiting._heap = heap
                 paused.append(request)
+                self._set(self._core.paused(now, [number]))
             return paused
 
         def _note(self, output, now):
             numbers = self._numbers
-            if output.preempted_req_ids:
+            if output.preempted_req_ids and self._set(
                 self._core.paused(now, [numbers[name] for name in output.preempted_req_ids if name in numbers])
+            ):
+                heapq.heapify(self.waiting._heap)
             started = [numbers[data.req_id] for data in output.scheduled_new_reqs]
             started += [numbers[name] for name in output.scheduled_cached_reqs.resumed_req_ids]
             if started:

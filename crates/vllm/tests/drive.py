@@ -1,0 +1,199 @@
+"""Drives vLLM's real Scheduler with the plug-in and no model: every request ends once, and no block is lost.
+
+usage: python drive.py MODEL_DIR [REQUESTS]     (a config.json is enough; needs vLLM and the built plug-in on the path)
+"""
+
+import json
+import random
+import sys
+import time
+
+
+def engine(model, seats, blocks, settings):
+    """vLLM's scheduler for `model` with the plug-in, `blocks` KV blocks of 16 tokens and `seats` seats."""
+    import torch
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    import outrank_vllm
+
+    config = EngineArgs(
+        model=model, skip_tokenizer_init=True, load_format="dummy", dtype="float32", max_model_len=1024, max_num_seqs=seats,
+        max_num_batched_tokens=1024, enable_prefix_caching=False, enforce_eager=True, async_scheduling=False, block_size=16,
+        additional_config={"outrank": settings}, scheduler_cls="outrank_vllm.make",
+    ).create_engine_config()  # fmt: skip
+    config.cache_config.num_gpu_blocks = blocks
+    spec = FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    kv = KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)])
+    return outrank_vllm.make(
+        vllm_config=config, kv_cache_config=kv, structured_output_manager=StructuredOutputManager(config),
+        include_finished_set=False, log_stats=False, block_size=16,
+    )  # fmt: skip
+
+
+def request(name, prompt, limit, length=None, text=None, recorded=False):
+    """A request of `prompt` tokens whose answer is cut at `limit`."""
+    from vllm import SamplingParams
+    from vllm.v1.request import Request
+
+    extra = {"outrank.length": length, "outrank.prompt": text, "outrank.recorded": recorded}
+    params = SamplingParams(max_tokens=limit, extra_args={k: v for k, v in extra.items() if v})
+    params.update_from_generation_config({}, 2) if hasattr(params, "update_from_generation_config") else None
+    return Request(request_id=name, prompt_token_ids=[5] * prompt, sampling_params=params, pooling_params=None)
+
+
+def step(scheduler, lengths):
+    """One step; every request that is through with its prompt emits a token, the end token at its length. Returns the names of
+    those that ended, and the output of schedule()."""
+    from vllm.v1.outputs import ModelRunnerOutput
+
+    output = scheduler.schedule()
+    names = list(output.num_scheduled_tokens)
+    sampled = []
+    for name in names:
+        it = scheduler.requests[name]
+        done = it.num_computed_tokens >= it.num_tokens
+        last = it.num_output_tokens + 1 >= lengths[name]
+        sampled.append([2 if last else 7] if done else [])
+    result = ModelRunnerOutput(
+        req_ids=names, req_id_to_index={name: i for i, name in enumerate(names)}, sampled_token_ids=sampled
+    )  # fmt: skip
+    ended = []
+    for outputs in scheduler.update_from_output(output, result).values():
+        ended += [it.request_id for it in outputs.outputs if it.finish_reason is not None]
+    return ended, output
+
+
+def free_blocks(scheduler):
+    return scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+
+def churn(model, count):
+    """`count` requests with random aborts and caps, tiny KV: all end, none twice, all blocks come back."""
+    from vllm.v1.request import RequestStatus
+
+    scheduler = engine(model, 8, 96, {"policy": "outrank", "ranker": "shipped"})
+    rng, before = random.Random(7), free_blocks(scheduler)
+    lengths, ended, alive, made, preempted, aborted = {}, {}, [], 0, 0, 0
+    while len(ended) < count:
+        while made < count and len(alive) < 40:
+            name = f"r{made}"
+            lengths[name] = min(int(rng.expovariate(1 / 30)) + 1, 400)
+            text = f"Question {made}: " + "why " * rng.randrange(1, 30)
+            scheduler.add_request(request(name, rng.randrange(1, 200), rng.choice([5, 40, 400]), text=text))
+            alive.append(name)
+            made += 1
+        over, output = step(scheduler, lengths)
+        preempted += len(output.preempted_req_ids or ())
+        if alive and rng.random() < 0.1:
+            victim = rng.choice(alive)
+            if victim not in over:
+                scheduler.finish_requests(victim, RequestStatus.FINISHED_ABORTED)
+                aborted += 1
+                over = over + [victim]
+        for name in over:
+            ended[name] = ended.get(name, 0) + 1
+            alive.remove(name)
+    while scheduler.has_requests():
+        step(scheduler, lengths)
+    assert set(ended.values()) == {1} and len(ended) == count, "a request ended twice, or never"
+    assert free_blocks(scheduler) == before, f"{before - free_blocks(scheduler)} blocks lost"
+    status = json.loads(scheduler._core.status())
+    assert not scheduler._numbers and not scheduler._by_number and status["waiting"] == status["running"] == 0
+    print(f"churn: {count} requests, {aborted} aborted, {preempted} preemptions: all ended once, all {before} blocks free; {status}")
+
+
+def order(model):
+    """With one seat, waiting requests start in the order of their length; the first to come holds the seat."""
+    scheduler = engine(model, 1, 400, {"policy": "oracle-sjf"})
+    sizes = [50, 200, 3, 90, 20]
+    lengths = {f"r{i}": size for i, size in enumerate(sizes)}
+    for i, size in enumerate(sizes):
+        scheduler.add_request(request(f"r{i}", 10, 400, length=size))
+    ended = []
+    while scheduler.has_requests():
+        ended += step(scheduler, lengths)[0]
+    assert ended == ["r2", "r4", "r0", "r3", "r1"], ended
+    print("order: by length,", ended)
+
+
+def bound(model):
+    """A long request that everybody overtakes starts within patience_s, however many short ones come."""
+    scheduler = engine(model, 1, 400, {"policy": "outrank", "decode_s": 0.001, "outrank": {"patience_s": 0.4, "max_preemptions_per_step": 0}})
+    lengths = {"long": 50}
+    texts = {"long": "Write a story of 3000 words about the sea.", "short": "Answer yes or no: is 7 prime?"}
+    for i in range(60):
+        lengths[f"s{i}"] = 8
+        scheduler.add_request(request(f"s{i}", 10, 400, text=texts["short"]))
+    scheduler.add_request(request("long", 10, 400, text=texts["long"]))
+    arrived, began, at, overtaken = time.monotonic(), None, 60, 0
+    while began is None:
+        ended, output = step(scheduler, lengths)
+        time.sleep(0.001)
+        if "long" in output.num_scheduled_tokens:
+            began = time.monotonic() - arrived
+        overtaken += len(ended)
+        if len(scheduler.waiting) < 40:  # the stream of short ones never ends
+            lengths[f"s{at}"] = 8
+            scheduler.add_request(request(f"s{at}", 10, 400, text=texts["short"]))
+            at += 1
+        assert time.monotonic() - arrived < 60, "starved"
+    assert overtaken > 20, "nobody overtook it: the test shows nothing"
+    print(f"bound: the long request waited {began:.2f} s and {overtaken} ended before it, with patience 0.4 s; then it started")
+
+
+def seats(model):
+    """A burst of short requests takes the seat of an endless one, which then ends all the same."""
+    settings = {"policy": "outrank", "decode_s": 0.02, "outrank": {"min_gain_services": 0.01, "switch_cost_factor": 0.0, "max_preemptions_per_step": 1}}
+    scheduler = engine(model, 1, 400, settings)
+    lengths = {"long": 300}
+    scheduler.add_request(request("long", 10, 400, text="Write a story of 3000 words about the sea."))
+    time.sleep(0.2)
+    for _ in range(5):
+        step(scheduler, lengths)
+    for i in range(10):
+        lengths[f"s{i}"] = 3
+        scheduler.add_request(request(f"s{i}", 10, 400, text="Answer yes or no: is 7 prime?"))
+    time.sleep(0.2)
+    ended, preempted = [], []
+    while scheduler.has_requests():
+        over, output = step(scheduler, lengths)
+        ended += over
+        preempted += list(output.preempted_req_ids or ())
+    assert "long" in preempted and preempted.count("long") <= 2, preempted
+    assert ended[-1] == "long" and len(ended) == 11, ended
+    print(f"seats: the long request lost its seat {preempted.count('long')} time(s), then ended; {scheduler._core.status()}")
+
+
+def cost(model):
+    """Time that the plug-in adds to a call of schedule() with so many waiting, 256 seats, in steady decode with scores in."""
+    for waiting in (100, 1000, 10000):
+        scheduler = engine(model, 256, 60000, {"policy": "outrank", "learn": False})
+        lengths = {}
+        for i in range(256 + waiting):
+            lengths[f"r{i}"] = 900
+            scheduler.add_request(request(f"r{i}", 10, 900, text=f"Question {i}: " + "why " * (i % 30)))
+        while json.loads(scheduler._core.status())["scored"] < 256 + waiting:
+            scheduler._core.changed(time.monotonic())
+            time.sleep(0.01)
+        for _ in range(3):
+            step(scheduler, lengths)
+        times = []
+        type(scheduler)._time = lambda self, own, below: times.append((own, below))
+        scheduler._log = sys.stderr
+        for _ in range(300):
+            step(scheduler, lengths)
+        scheduler._log = None
+        ours, stock = ([1e6 * t[i] for t in times] for i in (0, 1))
+        q = lambda v, p: sorted(v)[int(p * (len(v) - 1))]
+        print(f"cost: {waiting} waiting: plug-in median {q(ours, .5):.0f} us, p99 {q(ours, .99):.0f} us; vLLM's own schedule() median {q(stock, .5):.0f} us")
+
+
+if __name__ == "__main__":
+    model, count = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 10000
+    order(model)
+    seats(model)
+    bound(model)
+    churn(model, count)
+    cost(model)
