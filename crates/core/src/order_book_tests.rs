@@ -115,6 +115,6 @@ fn lengths_cut_by_a_limit_or_given_up_are_not_held_against_the_ranker() {
 #[test]
 fn policies_that_need_the_seats_are_refused() {
     let new = |policy| OrderBook::new(policy, 1, COSTS, 200.0, MonitorSettings::default());
-    assert_eq!(new(Box::new(Ltr::default())).unwrap_err(), UnsuitedPolicy("ltr"));
+    assert_eq!(new(Box::<Ltr>::default()).unwrap_err(), UnsuitedPolicy("ltr"));
     assert!(new(Box::new(Fcfs)).is_ok() && new(Box::new(OracleSjf)).is_ok());
 }
