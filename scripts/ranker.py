@@ -25,6 +25,7 @@ from scipy.stats import kendalltau
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import Ridge
 
+OWN = Path(__file__).parent.parent / "traces" / "estimated-lengths.jsonl.gz"
 # Traces that share prompts, or whose prompts come from each other: none is in the prior of another.
 FAMILIES = {"alpaca": "alpaca", "halueval": "alpaca", "mmlupro": "mmlupro", "mixed": "mixed"}
 # Shares prompts with many: in no prior.
@@ -103,13 +104,15 @@ class Bench:
         return json.loads(done.stdout)
 
     def prior(self, left_out):
-        """A ranker of the training part of all families but one; its file."""
-        traces = []
+        """A ranker of our own prompts with estimated lengths and of the training part of all families but one; its file. What
+        is chosen by cross-validation is chosen for families left out, as for the shipped ranker."""
+        traces = ["--trace", OWN, "--trace-family", "own", "--trace-weight", 2]
         for name in self.names:
             if family(name) in (left_out, IN_NO_PRIOR):
                 continue
             siblings = sum(family(other) == family(name) for other in self.names)
-            traces += ["--trace", self.write(f"{left_out}--{name}", self.split(name)[0][:PRIOR_ROWS // siblings])]
+            rows = self.write(f"{left_out}--{name}", self.split(name)[0][:PRIOR_ROWS // siblings])
+            traces += ["--trace", rows, "--trace-family", family(name), "--trace-weight", 1]
         out = self.folder / f"without-{left_out}.outrank"
         self.run("train", "--all", "--prior", "none", "--out", out, *traces)
         return out

@@ -27,3 +27,53 @@ fn a_report_is_the_same_page_for_the_same_command_and_is_refused_before_the_work
     let (code, text) = fails(dir.path(), &args.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(code == 2 && text.contains("is a folder"), "{text}");
 }
+
+#[test]
+fn a_ranker_that_turns_round_is_left_alone_until_it_turns_back_and_every_arrival_is_told_when_it_will_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = file(dir.path(), "t.jsonl", &trace(400));
+    json(dir.path(), &["train", "--trace", &trace, "--out", "r.outrank", "--prior", "none"]);
+    let simulate = |scores: &str| {
+        let command = [
+            "simulate",
+            "--trace",
+            &trace,
+            "--ranker",
+            "r.outrank",
+            "--arrivals",
+            "load:1.0",
+            "--seats",
+            "8",
+        ];
+        let more =
+            ["--duration-s", "1200", "--policies", "outrank", "--profile", "cpu-smollm2", "--scores", scores];
+        json(dir.path(), &[&command[..], &more].concat())["runs"][0].clone()
+    };
+    let steady = simulate("ranker");
+    assert_eq!(steady["trust_changes"].as_array().unwrap().len(), 0, "{steady}");
+    assert!(steady["metrics"]["eta_error_s"]["p50"].as_f64().unwrap() > 0.0);
+    let drifting = simulate("flipped:400:800");
+    let changes = drifting["trust_changes"].as_array().unwrap();
+    let at =
+        |index: usize| (changes[index]["at_s"].as_f64().unwrap(), changes[index]["trust"].as_str().unwrap());
+    assert_eq!(changes.len(), 2, "{changes:?}");
+    assert!(
+        at(0).0 > 400.0 && at(0).1 == "distrusted" && at(1).0 > 800.0 && at(1).1 == "trusted",
+        "{changes:?}"
+    );
+    let (code, text) = fails(
+        dir.path(),
+        &[
+            "simulate",
+            "--trace",
+            &trace,
+            "--arrivals",
+            "burst:9",
+            "--policies",
+            "fcfs",
+            "--scores",
+            "flipped:9:3",
+        ],
+    );
+    assert!(code == 2 && text.contains("FROM below TO"), "{text}");
+}
