@@ -156,7 +156,7 @@ pub(crate) fn tau_b(jobs: &[Job]) -> Option<f64> {
 }
 
 fn score(record: &TraceRecord, source: ScoreSource, ranker: Option<&Ranker>) -> Result<Option<Score>> {
-    let ranked = || ranker.map(|ranker| ranker.score(&record.text()));
+    let ranked = || ranker.map(|ranker| ranker.score(&record.request_text()));
     Ok(match source {
         ScoreSource::Ranker | ScoreSource::Flipped(..) => ranked(),
         ScoreSource::Inverted => ranked().and_then(mirrored),

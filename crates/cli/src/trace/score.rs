@@ -81,7 +81,7 @@ pub(crate) fn run(args: &ScoreArgs, output: &Output) -> Result<()> {
     let mut writer = TraceWriter::create(&args.out)?;
     let (mut scores, mut lengths, mut requests) = (Vec::new(), Vec::new(), 0);
     for (_, mut record) in records.into_iter().filter(|(_, record)| !args.held_out || held_out(record)) {
-        let score = predict(&record.text());
+        let score = predict(&record.request_text());
         record.score = Some(score);
         if let Some(tokens) = record.length_tokens() {
             scores.push(score);

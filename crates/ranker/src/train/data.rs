@@ -125,7 +125,7 @@ pub(super) fn build(files: &[TraceFile], config: &TrainConfig) -> Result<Data, T
                 });
                 data.groups.len() - 1
             });
-            let text = record.text();
+            let text = record.request_text();
             let number = prompt_number(&text);
             let fold = families.as_mut().map_or_else(|| prompt_fold(number, config), |f| f.fold(file));
             let labels = Labels { tokens, censored: record.is_censored(), fold, group };
