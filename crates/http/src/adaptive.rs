@@ -8,7 +8,7 @@ use outrank_core::Score;
 use outrank_ranker::adapt::{Adapted, Adapter, adapt};
 use outrank_ranker::{Example, Ranker};
 
-use crate::scorer::{Answer, Learned, Predictor};
+use crate::{Answer, Learned, Predictor};
 
 /// Scores with a ranker, and makes it the served model's own: every so often it learns from the newest answers, on a thread
 /// beside the scoring one, and takes over what orders them better than the ranker it started from. It keeps features

@@ -1,6 +1,8 @@
 //! Scoring off the token path: one thread, a bounded queue, and a deadline for everyone who waits.
 
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;
 
@@ -8,7 +10,7 @@ use outrank_core::Score;
 use outrank_ranker::Ranker;
 use tokio::sync::oneshot;
 
-use crate::metrics::Metrics;
+use crate::ScorerMetrics;
 
 /// Predicts output lengths, and hears what they were. It runs on a thread of its own. A closure from prompt to score is one.
 pub trait Predictor: Send {
@@ -59,44 +61,95 @@ pub fn ranker_scores(ranker: Ranker) -> Box<dyn Predictor> {
 
 /// Hands prompts to the scoring thread, which ends when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Scorer {
+pub struct Scorer {
     /// `None` without a ranker.
     jobs: Option<SyncSender<Job>>,
+    /// Prompts that wait to be scored.
+    pending: Arc<AtomicUsize>,
 }
 
-#[derive(Debug)]
 enum Job {
-    Score { text: Arc<str>, asked: Instant, reply: oneshot::Sender<Score> },
+    Score { text: Arc<str>, asked: Instant, reply: Reply },
     Observe(Answer),
+}
+
+/// Where a score goes.
+enum Reply {
+    /// To somebody who waits for it.
+    Waiting(oneshot::Sender<Score>),
+    /// To whatever does something with it, on the scoring thread.
+    Then(Box<dyn FnOnce(Score) + Send>),
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Prompts are never printed.
+        f.write_str("Job")
+    }
 }
 
 impl Scorer {
     /// Starts the thread, if there is something to score with.
-    pub(crate) fn start(
+    pub fn start(
         predictor: Option<Box<dyn Predictor>>,
         max_queue: usize,
-        metrics: Arc<Metrics>,
+        metrics: ScorerMetrics,
     ) -> std::io::Result<Self> {
-        let Some(predictor) = predictor else { return Ok(Self { jobs: None }) };
+        let pending = Arc::new(AtomicUsize::new(0));
+        let Some(predictor) = predictor else { return Ok(Self { jobs: None, pending }) };
         let (jobs, queue) = sync_channel(max_queue);
+        let still_pending = Arc::clone(&pending);
         std::thread::Builder::new()
             .name("outrank-scorer".into())
-            .spawn(move || work(predictor, &queue, &metrics))?;
-        Ok(Self { jobs: Some(jobs) })
+            .spawn(move || work(predictor, &queue, &metrics, &still_pending))?;
+        Ok(Self { jobs: Some(jobs), pending })
+    }
+
+    /// Whether there is something to score with.
+    pub fn scores(&self) -> bool {
+        self.jobs.is_some()
+    }
+
+    /// Whether the scoring thread lives; there is none without something to score with, and none after a panic.
+    pub fn is_alive(&self) -> bool {
+        // The thread holds the other reference until it ends.
+        Arc::strong_count(&self.pending) > 1
+    }
+
+    /// Whether nobody waits for a score.
+    pub fn is_idle(&self) -> bool {
+        self.pending.load(Ordering::Relaxed) == 0
     }
 
     /// Asks for the score of a prompt, if it has a text. With a full queue, or a scorer that has died, there will be none.
-    pub(crate) fn ask(&self, text: impl FnOnce() -> Option<String>) -> PendingScore {
+    pub fn ask(&self, text: impl FnOnce() -> Option<String>) -> PendingScore {
         let Some(jobs) = &self.jobs else { return PendingScore { text: None, answer: None } };
         let Some(text) = text() else { return PendingScore { text: None, answer: None } };
         let text: Arc<str> = text.into();
         let (reply, answer) = oneshot::channel();
-        let job = Job::Score { text: Arc::clone(&text), asked: Instant::now(), reply };
-        PendingScore { text: Some(text), answer: jobs.try_send(job).is_ok().then_some(answer) }
+        let sent = self.send(jobs, Arc::clone(&text), Reply::Waiting(reply));
+        PendingScore { text: Some(text), answer: sent.then_some(answer) }
+    }
+
+    /// Has a prompt scored, and `then` called with the score on the scoring thread; nobody waits for it. With a full queue, or a
+    /// scorer that has died, there will be none.
+    pub fn ask_then(&self, text: Arc<str>, then: impl FnOnce(Score) + Send + 'static) {
+        if let Some(jobs) = &self.jobs {
+            self.send(jobs, text, Reply::Then(Box::new(then)));
+        }
+    }
+
+    fn send(&self, jobs: &SyncSender<Job>, text: Arc<str>, reply: Reply) -> bool {
+        self.pending.fetch_add(1, Ordering::Relaxed);
+        let sent = jobs.try_send(Job::Score { text, asked: Instant::now(), reply }).is_ok();
+        if !sent {
+            self.pending.fetch_sub(1, Ordering::Relaxed);
+        }
+        sent
     }
 
     /// Tells the predictor how long an answer was, unless it has too much to do.
-    pub(crate) fn tell(&self, answer: Answer) {
+    pub fn tell(&self, answer: Answer) {
         if let Some(jobs) = &self.jobs {
             // A predictor that falls behind misses a lesson, and nothing else.
             let _ = jobs.try_send(Job::Observe(answer));
@@ -104,15 +157,25 @@ impl Scorer {
     }
 }
 
-fn work(mut predictor: Box<dyn Predictor>, queue: &Receiver<Job>, metrics: &Metrics) {
+fn work(
+    mut predictor: Box<dyn Predictor>,
+    queue: &Receiver<Job>,
+    metrics: &ScorerMetrics,
+    pending: &AtomicUsize,
+) {
     for job in queue {
         match job {
-            Job::Score { reply, .. } if reply.is_closed() => {}
             Job::Score { text, asked, reply } => {
-                if let Some(score) = predictor.score(&text) {
-                    metrics.score_latency.observe(asked.elapsed().as_secs_f64());
+                pending.fetch_sub(1, Ordering::Relaxed);
+                if matches!(&reply, Reply::Waiting(reply) if reply.is_closed()) {
+                    continue;
+                }
+                let Some(score) = predictor.score(&text) else { continue };
+                metrics.score_latency.observe(asked.elapsed().as_secs_f64());
+                match reply {
                     // The request may have left meanwhile.
-                    let _ = reply.send(score);
+                    Reply::Waiting(reply) => drop(reply.send(score)),
+                    Reply::Then(then) => then(score),
                 }
             }
             Job::Observe(answer) => {
@@ -125,19 +188,19 @@ fn work(mut predictor: Box<dyn Predictor>, queue: &Receiver<Job>, metrics: &Metr
 
 /// A score that has been asked for.
 #[derive(Debug)]
-pub(crate) struct PendingScore {
+pub struct PendingScore {
     text: Option<Arc<str>>,
     answer: Option<oneshot::Receiver<Score>>,
 }
 
 impl PendingScore {
     /// What is scored, if anything.
-    pub(crate) fn text(&self) -> Option<Arc<str>> {
+    pub fn text(&self) -> Option<Arc<str>> {
         self.text.clone()
     }
 
     /// Waits for the score until the deadline. Without one, it may still come ([`Self::late`]).
-    pub(crate) async fn by(&mut self, deadline: Instant) -> Option<Score> {
+    pub async fn by(&mut self, deadline: Instant) -> Option<Score> {
         let answer = self.answer.as_mut()?;
         let answer = tokio::time::timeout_at(deadline.into(), answer).await.ok()?;
         self.answer = None;
@@ -145,7 +208,7 @@ impl PendingScore {
     }
 
     /// The score once it comes, if it did not by the deadline and still can.
-    pub(crate) fn late(self) -> Option<impl Future<Output = Option<Score>> + Send + 'static> {
+    pub fn late(self) -> Option<impl Future<Output = Option<Score>> + Send + 'static> {
         self.answer.map(|answer| async { answer.await.ok() })
     }
 }
