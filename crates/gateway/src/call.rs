@@ -73,7 +73,8 @@ impl Call {
     /// # Errors
     /// [`ApiError`] as the client is told.
     pub(crate) fn read(body: &[u8], chat: bool) -> Result<Self, ApiError> {
-        let body: Body = serde_json::from_slice(body).map_err(ApiError::broken_json)?;
+        let body: Body =
+            serde_json::from_slice(body).map_err(|error| ApiError::broken_json(discreet(&error)))?;
         let model = body.model.ok_or_else(|| ApiError::missing("model", "the name of the model"))?;
         let (text, prompts) = if chat {
             let messages = body.messages.filter(|messages| !messages.is_empty()).ok_or_else(|| {
@@ -102,6 +103,15 @@ impl Call {
             user: body.user,
             has_priority: body.priority,
         })
+    }
+}
+
+/// What is wrong, without what was sent: it may be part of a prompt.
+fn discreet(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(", expected ") {
+        Some(at) if error.is_data() => format!("a field has a wrong type{}", &text[at..]),
+        _ => text,
     }
 }
 

@@ -125,9 +125,9 @@ mod tests {
     #[test]
     fn shortest_first_saves_what_pencil_and_paper_say() {
         let config = GatewayConfig { policy: "sjf".into(), ..GatewayConfig::default() };
-        // Arrival: 0 + 10 + 14 = 24 s of waiting. Shortest first: 0 + 1 + 5 = 6 s.
+        // The first takes the seat. Arrival: 10 + 14 = 24 s of waiting. Shortest first: 10 + 11 = 21 s.
         let saved = saved_s(&config, burst(&[10.0, 4.0, 1.0], true), 1).unwrap();
-        assert!((saved - 18.0).abs() < 1e-6, "{saved}");
+        assert!((saved - 3.0).abs() < 1e-6, "{saved}");
         assert_eq!(saved_s(&config, burst(&[10.0, 4.0, 1.0], true), 3).unwrap(), 0.0, "nobody waits");
     }
 

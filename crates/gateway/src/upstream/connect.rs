@@ -122,15 +122,12 @@ impl Connections {
     }
 
     /// Sends a request, on a connection that is there or a new one, and waits for the head of the answer. Connections that the
-    /// upstream has closed meanwhile are no failure: the request goes over another one.
+    /// upstream has closed meanwhile are no failure: the request goes over a new one.
     pub(crate) async fn send(
         self: &Arc<Self>,
         outgoing: &Outgoing,
     ) -> Result<(Response<Incoming>, Lease), SendError> {
-        while let Some(mut sender) = self.take_idle() {
-            if sender.ready().await.is_err() {
-                continue;
-            }
+        if let Some(mut sender) = self.ready_idle().await {
             match sender.try_send_request(outgoing.request(&self.host_header)).await {
                 Ok(response) => return Ok((response, Lease { sender, connections: Arc::clone(self) })),
                 // It was closed before a byte of the answer came, as idle connections are. What was not even written, or was
@@ -150,6 +147,15 @@ impl Connections {
     /// Closes what nothing uses.
     pub(crate) fn close_idle(&self) {
         self.idle.lock().clear();
+    }
+
+    async fn ready_idle(&self) -> Option<SendRequest<Full<Bytes>>> {
+        while let Some(mut sender) = self.take_idle() {
+            if sender.ready().await.is_ok() {
+                return Some(sender);
+            }
+        }
+        None
     }
 
     fn take_idle(&self) -> Option<SendRequest<Full<Bytes>>> {

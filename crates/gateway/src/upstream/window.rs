@@ -8,8 +8,11 @@ const PROMPT_BUCKETS: usize = 16;
 const BEST_FACTOR: f64 = 1.5;
 /// ... and this many seconds.
 const BEST_SLACK_S: f64 = 0.005;
-/// How the best is forgotten, each time one of its bucket comes.
+/// How the best is forgotten, each time one of its bucket comes: soon where it would be seen again, because nothing waits or the
+/// window is as small as it may be ...
 const BEST_DECAY: f64 = 1.002;
+/// ... and hardly where everything waits a little, which must not come to look like the best.
+const BEST_DECAY_FULL: f64 = 1.000_02;
 /// Weight of the newest answer in the mean time that an answer takes.
 const NEWEST_WEIGHT: f64 = 0.1;
 /// Time that an answer takes until one has ended, in seconds.
@@ -17,7 +20,7 @@ const FIRST_RESIDENCE_S: f64 = 4.0;
 /// First tokens to decide upon, at least.
 const MIN_SAMPLES: u32 = 4;
 /// The window begins with so many requests.
-const FIRST_REQUESTS: u32 = 8;
+const FIRST_REQUESTS: u32 = 4;
 /// Time for each token of an answer that is not streamed, in multiples of the best, up to which the window grows ...
 const WHOLE_GROWS_BELOW: f64 = 2.0;
 /// ... and above which it shrinks.
@@ -88,8 +91,9 @@ impl Window {
     /// A streamed answer has begun, after `ttft_s` seconds, while `in_flight` requests were there.
     pub(crate) fn first_token(&mut self, prompt_tokens: u32, ttft_s: f64, in_flight: u32) {
         let bucket = (prompt_tokens.max(1).ilog2() as usize).min(PROMPT_BUCKETS - 1);
+        let decay = self.decay(in_flight);
         let best_s = &mut self.best_s[bucket];
-        *best_s = ttft_s.min(*best_s * BEST_DECAY);
+        *best_s = ttft_s.min(*best_s * decay);
         self.epoch.first_tokens += 1;
         self.epoch.queued_s += (ttft_s - (*best_s * BEST_FACTOR + BEST_SLACK_S)).max(0.0);
         self.note_full(in_flight);
@@ -103,7 +107,7 @@ impl Window {
             return;
         }
         let per_token_s = e2e_s / f64::from(tokens);
-        self.best_per_token_s = per_token_s.min(self.best_per_token_s * BEST_DECAY);
+        self.best_per_token_s = per_token_s.min(self.best_per_token_s * self.decay(in_flight));
         self.epoch.whole += 1;
         self.epoch.whole_ratio += per_token_s / self.best_per_token_s.max(1e-9);
         self.note_full(in_flight);
@@ -114,6 +118,11 @@ impl Window {
     pub(crate) fn overloaded(&mut self) {
         self.doubling = false;
         self.resize(self.size * 0.75);
+    }
+
+    fn decay(&self, in_flight: u32) -> f64 {
+        let honest = in_flight < self.size() || self.size <= self.bounds.0;
+        if honest { BEST_DECAY } else { BEST_DECAY_FULL }
     }
 
     fn note_full(&mut self, in_flight: u32) {
@@ -171,7 +180,8 @@ mod tests {
         let mut window = Window::new(config);
         let mut sizes = Vec::new();
         for answer in 0..4000u32 {
-            let in_flight = f64::from(window.size());
+            // The first requests find an empty engine.
+            let in_flight = f64::from(window.size().min(answer + 1));
             // Every request enters a full engine behind those that wait: by Little's law it waits their number over the rate.
             let queued_s = (in_flight - seats).max(0.0) * service_s / seats;
             let jitter = 1.0 + 0.2 * f64::from(answer % 5) / 5.0;

@@ -23,7 +23,10 @@ async fn an_answer_passes_through_byte_for_byte_streamed_and_whole() {
     assert_eq!(through.headers["content-type"], "application/json");
     let seen = &mock.seen()[0];
     assert_eq!(seen.raw, body, "the body is not touched");
-    assert_eq!((seen.header("x-mine"), seen.header("host")), (Some("kept"), Some(mock.addr.to_string().as_str())));
+    assert_eq!(
+        (seen.header("x-mine"), seen.header("host")),
+        (Some("kept"), Some(mock.addr.to_string().as_str()))
+    );
     let through = Answer::of(gateway.stream("Hi").send().await.unwrap()).await;
     assert!(through.is_complete(3), "{through:?}");
     assert_eq!(through.headers["x-accel-buffering"], "no");
@@ -123,7 +126,11 @@ async fn a_request_is_told_where_it_stands_and_why() {
     let known = async |id: &str| -> Value {
         gateway.get(&format!("/v1/outrank/requests/{id}")).await.json().await.unwrap()
     };
-    gateway.until("it is scored", async || !known("second/one").await["choices"][0]["predicted_tokens"].is_null()).await;
+    gateway
+        .until("it is scored", async || {
+            !known("second/one").await["choices"][0]["predicted_tokens"].is_null()
+        })
+        .await;
     let waiting = known("second%2Fone").await;
     let choice = &waiting["choices"][0];
     assert_eq!((&choice["status"], &choice["predicted_tokens"]["median"]), (&json!("waiting"), &json!(50.0)));
@@ -133,7 +140,10 @@ async fn a_request_is_told_where_it_stands_and_why() {
     mock.release();
     let (first, second) = (first.await.unwrap(), second.await.unwrap());
     assert!(first.is_complete(3) && second.is_complete(3));
-    assert_eq!((&first.headers["x-outrank-position"], &second.headers["x-outrank-position"]), (&"0".parse().unwrap(), &"0".parse().unwrap()));
+    assert_eq!(
+        (&first.headers["x-outrank-position"], &second.headers["x-outrank-position"]),
+        (&"0".parse().unwrap(), &"0".parse().unwrap())
+    );
     assert_eq!(second.headers["x-outrank-predicted-tokens"], "50");
     assert_eq!(second.headers["x-request-id"], "second/one");
     let ended = known("second/one").await;

@@ -215,8 +215,9 @@ async fn converse(state: Arc<State>, mut stream: TcpStream) {
         let act = state.script.lock().pop_front().unwrap_or_else(|| state.default.lock().clone());
         let mut running = Running::new(&state);
         let mut held = state.held.subscribe();
+        let released = async { drop(held.wait_for(|held| !held).await.map(|held| *held)) };
         let go_on = tokio::select! {
-            _ = held.wait_for(|held| !held) => perform(&mut stream, act, streamed).await,
+            () = released => perform(&mut stream, act, streamed).await,
             // A client that leaves is noticed.
             _ = stream.readable() => if closed(&stream) { false } else { perform(&mut stream, act, streamed).await },
         };

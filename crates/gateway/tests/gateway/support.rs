@@ -171,13 +171,18 @@ impl Answer {
     pub(crate) fn content(&self) -> String {
         let data = self.text.lines().filter_map(|line| line.strip_prefix("data: "));
         let chunks = data.filter_map(|data| serde_json::from_str::<Value>(data).ok());
-        chunks.filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str().map(str::to_owned)).collect()
+        chunks
+            .filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str().map(str::to_owned))
+            .collect()
     }
 
     /// Whether it is a stream of exactly so many tokens, each once and in order, that ended as it should.
     pub(crate) fn is_complete(&self, tokens: usize) -> bool {
         let expected: String = (0..tokens).map(token).collect();
-        self.status == 200 && self.whole && self.content() == expected && self.text.trim_end().ends_with("[DONE]")
+        self.status == 200
+            && self.whole
+            && self.content() == expected
+            && self.text.trim_end().ends_with("[DONE]")
     }
 
     /// The code of the error that it is or ends with.
