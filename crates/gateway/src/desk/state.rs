@@ -157,8 +157,7 @@ impl State {
 
     /// Refuses what would have to wait and may not.
     fn check_queue(&self, now: Timestamp, pool: usize, ask: &Ask) -> Result<(), Refused> {
-        let Pool { sites, held, .. } = &self.pools[pool];
-        if !sites.iter().any(|&site| self.sites[site].is_available(now)) {
+        if !self.pools[pool].sites.iter().any(|&site| self.sites[site].is_available(now)) {
             return Err(Refused::NoUpstream { retry_after_s: OUTAGE_RETRY_S });
         }
         let limit = self.config.max_queue_requests;
@@ -174,7 +173,6 @@ impl State {
                 return Err(Refused::TenantQueueFull { limit: own, retry_after_s });
             }
         }
-        let _ = held;
         Ok(())
     }
 
@@ -232,8 +230,9 @@ impl State {
             let (avoid, affinity) = (live.avoid, live.affinity);
             let Some(site) = self.choose_held(now, pool, avoid, affinity) else { return };
             let turn = self.seat(now, id, site, None);
-            self.waiting -= 1;
+            // One that was given up is about to leave.
             if let Some(wake) = self.live.get_mut(&id).and_then(|live| live.wake.take()) {
+                self.waiting -= 1;
                 // Where the client has just left, its place is being given up too.
                 let _ = wake.send(Ok(turn));
             }

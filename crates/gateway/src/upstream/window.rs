@@ -142,7 +142,7 @@ impl Window {
             let tolerated = 2.0 + 0.1 * self.size;
             if waiting > tolerated {
                 self.doubling = false;
-                return self.resize(self.size - (waiting - tolerated).clamp(1.0, self.size / 4.0));
+                return self.resize(self.size - (waiting - tolerated).min(self.size / 4.0).max(1.0));
             }
             if waiting < tolerated / 2.0 && was_full {
                 return self.grow();
@@ -173,6 +173,8 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// An engine with so many seats: what does not fit waits. Tells the size after many answers.
@@ -210,6 +212,25 @@ mod tests {
         let mut window = Window::new(WindowConfig::Auto { min_requests: 2, max_requests: 16 });
         (0..50).for_each(|_| window.overloaded());
         assert_eq!(window.size(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn it_keeps_within_its_bounds_whatever_comes(
+            (min_requests, more) in (1u32..20, 0u32..200),
+            events in prop::collection::vec((0u8..3, 0.0f64..20.0, 0u32..300, 1u32..100_000), 0..400),
+        ) {
+            let max_requests = min_requests + more;
+            let mut window = Window::new(WindowConfig::Auto { min_requests, max_requests });
+            for (kind, seconds, in_flight, tokens) in events {
+                match kind {
+                    0 => window.first_token(tokens, seconds, in_flight),
+                    1 => window.ended(seconds, tokens, tokens % 2 == 0, in_flight),
+                    _ => window.overloaded(),
+                }
+                prop_assert!((min_requests..=max_requests).contains(&window.size()), "{window:?}");
+            }
+        }
     }
 
     #[test]

@@ -4,5 +4,9 @@
 
 mod faults;
 mod hold;
+mod life;
 mod mock;
+mod replicas;
+mod stamp;
 mod support;
+mod tenants;

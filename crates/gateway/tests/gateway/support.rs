@@ -41,6 +41,14 @@ pub(crate) fn oracle() -> Option<Box<dyn Predictor>> {
 }
 
 pub(crate) async fn start(config: GatewayConfig, predictor: Option<Box<dyn Predictor>>) -> Running {
+    start_with_key(config, predictor, "none").await
+}
+
+pub(crate) async fn start_with_key(
+    config: GatewayConfig,
+    predictor: Option<Box<dyn Predictor>>,
+    key: &str,
+) -> Running {
     let gateway = Gateway::bind(config, predictor).await.unwrap();
     let url = format!("http://{}", gateway.local_addr());
     let handle = gateway.handle();
@@ -52,7 +60,8 @@ pub(crate) async fn start(config: GatewayConfig, predictor: Option<Box<dyn Predi
     let running = Running { url, client: client(), handle, shutdown: Some(shutdown), gateway };
     running
         .until("the upstreams have been looked at", async || {
-            running.get("/v1/models").await.text().await.unwrap().contains("\"m\"")
+            let asked = running.client.get(format!("{}/v1/models", running.url)).bearer_auth(key).send();
+            asked.await.unwrap().text().await.unwrap().contains("\"m\"")
         })
         .await;
     running
