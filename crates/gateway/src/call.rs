@@ -39,6 +39,9 @@ struct Body {
     prompt: Prompts,
     max_tokens: Option<f64>,
     max_completion_tokens: Option<f64>,
+    /// Read to be refused if it is no truth value.
+    #[serde(rename = "stream")]
+    _stream: Option<bool>,
     n: Option<f64>,
     ignore_eos: Option<bool>,
     user: Option<String>,

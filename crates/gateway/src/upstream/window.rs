@@ -6,8 +6,10 @@ use crate::config::WindowConfig;
 const PROMPT_BUCKETS: usize = 16;
 /// Time to the first token counts as unqueued up to this factor of the best of its bucket ...
 const BEST_FACTOR: f64 = 1.5;
-/// ... and this many seconds.
-const BEST_SLACK_S: f64 = 0.005;
+/// ... and this many seconds: nothing is gained by holding back what would start sooner than that.
+const BEST_SLACK_S: f64 = 0.02;
+/// Answers are taken to last at least so long, in seconds.
+const MIN_RESIDENCE_S: f64 = 0.1;
 /// How the best is forgotten, each time one of its bucket comes: soon where it would be seen again, because nothing waits or the
 /// window is as small as it may be ...
 const BEST_DECAY: f64 = 1.002;
@@ -106,7 +108,8 @@ impl Window {
         if streamed || tokens == 0 {
             return;
         }
-        let per_token_s = e2e_s / f64::from(tokens);
+        // What is quicker than that is not worth holding back.
+        let per_token_s = e2e_s.max(MIN_RESIDENCE_S) / f64::from(tokens);
         self.best_per_token_s = per_token_s.min(self.best_per_token_s * self.decay(in_flight));
         self.epoch.whole += 1;
         self.epoch.whole_ratio += per_token_s / self.best_per_token_s.max(1e-9);
@@ -137,7 +140,7 @@ impl Window {
         }
         let was_full = full * 2 >= first_tokens.max(whole);
         if first_tokens >= whole {
-            let share = queued_s / f64::from(first_tokens) / self.residence_s.max(1e-6);
+            let share = queued_s / f64::from(first_tokens) / self.residence_s.max(MIN_RESIDENCE_S);
             let waiting = share.min(1.0) * self.size;
             let tolerated = 2.0 + 0.1 * self.size;
             if waiting > tolerated {
@@ -250,6 +253,17 @@ mod tests {
             let prompt_tokens = [50, 20_000][nth as usize % 2];
             window.first_token(prompt_tokens, [0.03, 2.0][nth as usize % 2], window.size());
             window.ended(4.0, 100, true, window.size());
+        }
+        assert_eq!(window.size(), 512);
+    }
+
+    #[test]
+    fn a_fast_upstream_on_a_busy_machine_is_not_held_back() {
+        let mut window = Window::new(WindowConfig::default());
+        for nth in 0..5000u32 {
+            let jitter_s = [0.0, 0.002, 0.005, 0.012, 0.001][nth as usize % 5];
+            window.first_token(20, 0.000_05 + jitter_s, window.size());
+            window.ended(0.000_8 + jitter_s, 16, true, window.size());
         }
         assert_eq!(window.size(), 512);
     }
