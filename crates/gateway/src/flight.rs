@@ -3,8 +3,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
+use bytes::Bytes;
+use http_body::Frame;
+use hyper::body::Incoming;
 use outrank_core::{End, Score};
 use outrank_http::{Answer, LocalLatency};
 
@@ -102,6 +106,18 @@ impl Flight {
     /// The connection that its answer comes over.
     pub(crate) fn hold(&mut self, lease: Lease) {
         self.lease = Some(lease);
+    }
+
+    /// The next piece of its answer.
+    pub(crate) fn poll_frame(
+        &mut self,
+        body: &mut Incoming,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.lease {
+            Some(lease) => lease.poll_frame(body, cx),
+            None => Poll::Ready(None),
+        }
     }
 
     /// Closes the connection of an attempt that failed.

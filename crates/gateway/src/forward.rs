@@ -1,6 +1,7 @@
 //! One request from its head to the first byte of its answer: read, taken by the desk, sent, and sent again where an upstream failed
 //! before a byte had come. From there on the answer is a [`Relay`].
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
@@ -8,7 +9,6 @@ use std::time::{Duration, Instant};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use outrank_core::{Placement, Score};
 use outrank_http::{ApiError, read_json_body};
@@ -26,7 +26,7 @@ use crate::scan::Scan;
 use crate::stamp::stamp;
 use crate::tenants::{Class, Counted, Tenant};
 use crate::trace_context;
-use crate::upstream::{Outgoing, SendError, Upstream};
+use crate::upstream::{Lease, Outgoing, SendError, Upstream};
 
 /// Attempts at upstreams that say that they have too much, beside the ordinary retries.
 const MAX_OVERLOADED: u32 = 20;
@@ -53,7 +53,21 @@ struct Failed {
     label: &'static str,
     error: ApiError,
     /// What the upstream said, to be passed on if nobody says anything better.
-    response: Option<(Response<Incoming>, crate::upstream::Lease)>,
+    response: Option<(Response<Incoming>, Lease)>,
+}
+
+/// Why a request gets no answer of an upstream.
+pub(crate) enum Unanswered {
+    /// It was not accepted.
+    Refused(ApiError),
+    /// It was accepted, and counted where it failed.
+    Failed(ApiError),
+}
+
+impl From<ApiError> for Unanswered {
+    fn from(error: ApiError) -> Self {
+        Self::Refused(error)
+    }
 }
 
 /// Serves a generation request.
@@ -62,7 +76,7 @@ pub(crate) async fn generate(
     request: Request<Incoming>,
     request_id: &str,
     chat: bool,
-) -> Result<Response<GatewayBody>, ApiError> {
+) -> Result<Response<GatewayBody>, Unanswered> {
     let arrival = Instant::now();
     let arriving = app.records.arrive();
     app.check_open()?;
@@ -74,7 +88,7 @@ pub(crate) async fn generate(
     let (flight, admitted, placement) =
         submit(app, &order, request_id, tenant.as_deref(), counted, score, arrival)?;
     drop(arriving);
-    run(app, order, flight, admitted, placement).await
+    run(app, order, flight, admitted, placement).await.map_err(Unanswered::Failed)
 }
 
 async fn read(
@@ -293,7 +307,7 @@ async fn turn(app: &App, order: &Order, admitted: Admitted) -> Result<Turn, ApiE
     }
 }
 
-type Begun = (Response<Incoming>, crate::upstream::Lease, Option<Bytes>);
+type Begun = (Response<Incoming>, Lease, Option<Bytes>);
 
 /// Sends a request and waits for the first byte of its answer.
 async fn attempt(order: &Order, turn: &Turn) -> Result<Begun, Failed> {
@@ -344,7 +358,7 @@ async fn begin(upstream: &Upstream, outgoing: &Outgoing) -> Result<Begun, Failed
         error: ApiError::upstream_failed(&why.to_string()),
         response: None,
     };
-    let (mut response, lease) = match upstream.connections.send(outgoing).await {
+    let (mut response, mut lease) = match upstream.connections.send(outgoing).await {
         Ok(answered) => answered,
         Err(error @ SendError::Connect(_)) => return Err(failed(Verdict::Unreachable, "connect", &error)),
         Err(error @ SendError::Broken(_)) => return Err(failed(Verdict::Failed, "broken", &error)),
@@ -358,7 +372,7 @@ async fn begin(upstream: &Upstream, outgoing: &Outgoing) -> Result<Begun, Failed
         }
         _ if status.is_server_error() => (Verdict::Failed, "status_5xx"),
         _ => {
-            return match first_piece(response.body_mut()).await {
+            return match first_piece(&mut lease, response.body_mut()).await {
                 Ok(first) => Ok((response, lease, first)),
                 Err(error) => {
                     Err(failed(Verdict::Failed, "broken", &format!("its answer broke off ({error})")))
@@ -371,8 +385,8 @@ async fn begin(upstream: &Upstream, outgoing: &Outgoing) -> Result<Begun, Failed
 }
 
 /// Waits until the answer really begins: until then it can be asked for again elsewhere.
-async fn first_piece(body: &mut Incoming) -> Result<Option<Bytes>, hyper::Error> {
-    while let Some(frame) = body.frame().await {
+async fn first_piece(lease: &mut Lease, body: &mut Incoming) -> Result<Option<Bytes>, hyper::Error> {
+    while let Some(frame) = poll_fn(|cx| lease.poll_frame(body, cx)).await {
         if let Ok(piece) = frame?.into_data()
             && !piece.is_empty()
         {

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use outrank_http::ApiError;
@@ -13,6 +13,9 @@ use tokio::time::Sleep;
 use crate::desk::Verdict;
 use crate::flight::Flight;
 use crate::scan::Scan;
+
+/// Bytes that go on as one piece, at most.
+const MAX_GATHERED_BYTES: usize = 16 << 10;
 
 /// Whatever went wrong with a body.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -40,7 +43,37 @@ pub(crate) struct Relay {
     timeout_s: f64,
     last_piece: Instant,
     timer: Option<Pin<Box<Sleep>>>,
+    /// The upstream has said all.
+    inner_ended: bool,
+    /// Its answer broke off, after pieces that go on first.
+    broken: Option<String>,
     ended: bool,
+}
+
+/// Pieces that came at once.
+#[derive(Default)]
+struct Gathered {
+    first: Bytes,
+    more: BytesMut,
+    bytes: usize,
+}
+
+impl Gathered {
+    fn add(&mut self, piece: Bytes) {
+        self.bytes += piece.len();
+        // One piece alone goes on without a copy.
+        if self.first.is_empty() && self.more.is_empty() {
+            self.first = piece;
+            return;
+        }
+        self.more.extend_from_slice(&std::mem::take(&mut self.first));
+        self.more.extend_from_slice(&piece);
+    }
+
+    fn take(self) -> Option<Bytes> {
+        let whole = if self.more.is_empty() { self.first } else { self.more.freeze() };
+        (!whole.is_empty()).then_some(whole)
+    }
 }
 
 /// Why an answer breaks off.
@@ -74,6 +107,8 @@ impl Relay {
             timeout_s,
             last_piece: Instant::now(),
             timer: None,
+            inner_ended: false,
+            broken: None,
             ended: false,
         }
     }
@@ -91,7 +126,7 @@ impl Relay {
 
     /// Whether the last piece has come, so that the seat is free before the client has read it.
     fn inner_has_ended(&self) -> bool {
-        self.first.is_none() && self.inner.is_end_stream()
+        self.first.is_none() && (self.inner_ended || self.inner.is_end_stream())
     }
 
     /// The upstream has said all.
@@ -137,27 +172,53 @@ impl Relay {
         if let Some(piece) = self.first.take() {
             return Poll::Ready(self.pass(piece));
         }
+        if let Some(why) = self.broken.take() {
+            return Poll::Ready(self.break_off(Broken::Upstream(why)));
+        }
         if self.flight.is_none() {
             self.ended = true;
             return Poll::Ready(None);
         }
-        match Pin::new(&mut self.inner).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                self.last_piece = Instant::now();
-                Poll::Ready(match frame.into_data() {
-                    Ok(piece) => self.pass(piece),
-                    Err(trailers) => Some(Ok(trailers)),
-                })
+        self.poll_upstream(cx)
+    }
+
+    /// What has come from the upstream; several pieces that are there at once go on as one.
+    fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut gathered = Gathered::default();
+        loop {
+            let Some(flight) = &mut self.flight else { break };
+            match flight.poll_frame(&mut self.inner, cx) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(piece) => gathered.add(piece),
+                    // Nobody asked for trailers (TE is not forwarded).
+                    Err(_) => continue,
+                },
+                Poll::Ready(Some(Err(error))) => {
+                    self.broken = Some(format!("its answer broke off ({error})"));
+                    break;
+                }
+                Poll::Ready(None) => {
+                    self.inner_ended = true;
+                    break;
+                }
+                Poll::Pending => break,
             }
-            Poll::Ready(Some(Err(error))) => {
-                Poll::Ready(self.break_off(Broken::Upstream(format!("its answer broke off ({error})"))))
+            if gathered.bytes >= MAX_GATHERED_BYTES {
+                break;
             }
-            Poll::Ready(None) => {
-                self.finish();
-                self.ended = true;
-                Poll::Ready(None)
-            }
-            Poll::Pending => self.poll_clock(cx),
+        }
+        if let Some(piece) = gathered.take() {
+            self.last_piece = Instant::now();
+            return Poll::Ready(self.pass(piece));
+        }
+        if self.inner_ended {
+            self.finish();
+            self.ended = true;
+            return Poll::Ready(None);
+        }
+        match self.broken.take() {
+            Some(why) => Poll::Ready(self.break_off(Broken::Upstream(why))),
+            None => self.poll_clock(cx),
         }
     }
 

@@ -6,11 +6,11 @@ use axum::http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use outrank_http::{ApiError, METRICS_CONTENT_TYPE, REQUEST_ID, json_response, random_id, sane_request_id};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::describe;
-use crate::forward;
+use crate::forward::{self, Unanswered};
 use crate::metrics::Outcome;
 use crate::relay::GatewayBody;
 
@@ -40,19 +40,17 @@ async fn generate(
     request_id: &str,
     chat: bool,
 ) -> Response<GatewayBody> {
-    match forward::generate(app, request, request_id, chat).await {
-        Ok(response) => response,
-        Err(error) => {
-            let code = error.code();
-            // What was accepted and then failed has been counted where it failed.
-            if !matches!(code, "upstream_failed" | "upstream_timeout" | "deadline_exceeded") {
-                app.metrics.count_rejection(code);
-                app.metrics.count_request(Outcome::Rejected);
-            }
-            tracing::debug!(request_id, code, "not answered");
-            own(error.into_response())
+    let error = match forward::generate(app, request, request_id, chat).await {
+        Ok(response) => return response,
+        Err(Unanswered::Failed(error)) => error,
+        Err(Unanswered::Refused(error)) => {
+            app.metrics.count_rejection(error.code());
+            app.metrics.count_request(Outcome::Rejected);
+            error
         }
-    }
+    };
+    tracing::debug!(request_id, code = error.code(), "not answered");
+    own(error.into_response())
 }
 
 fn own(response: axum::response::Response) -> Response<GatewayBody> {
@@ -95,7 +93,7 @@ fn get(
         "/v1/models" => Ok(json_response(StatusCode::OK, &describe::models(app))),
         "/v1/outrank/upstreams" => Ok(json_response(StatusCode::OK, &describe::upstreams(app))),
         "/metrics" => metrics(app),
-        "/openapi.json" => Ok(([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()),
+        "/openapi.json" => document(app),
         "/health/live" => Ok(json_response(StatusCode::OK, &json!({ "status": "live" }))),
         "/health" | "/health/ready" => ready(app),
         _ => match (path.strip_prefix("/v1/models/"), path.strip_prefix(REQUESTS)) {
@@ -117,6 +115,20 @@ fn counted(app: &App) -> impl Fn(ApiError) -> axum::response::Response {
 fn metrics(app: &App) -> Result<axum::response::Response, ApiError> {
     let text = app.metrics.render(&app.desk).map_err(|error| ApiError::internal(&error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], text).into_response())
+}
+
+/// The OpenAPI document, kept by hand in `openapi.json`. Where no key is needed, it asks for none.
+fn document(app: &App) -> Result<axum::response::Response, ApiError> {
+    let mut document: Value =
+        serde_json::from_str(OPENAPI).map_err(|error| ApiError::internal(&error.to_string()))?;
+    document["info"]["version"] = json!(env!("CARGO_PKG_VERSION"));
+    if app.tenants().list().is_empty() {
+        let paths = document["paths"].as_object_mut().into_iter().flat_map(|paths| paths.values_mut());
+        for operation in paths.filter_map(Value::as_object_mut).flat_map(|path| path.values_mut()) {
+            operation.as_object_mut().map(|operation| operation.remove("security"));
+        }
+    }
+    Ok(json_response(StatusCode::OK, &document))
 }
 
 fn ready(app: &App) -> Result<axum::response::Response, ApiError> {

@@ -252,7 +252,9 @@ mod tests {
         scan.feed(b"data: {\"error\":{\"message\":\"out of memory\"}}\n\ngarbage\n\ndata: {broken\n\ndata: oops\n\n");
         assert!(scan.failed && scan.malformed_lines == 2, "{scan:?}");
         let mut scan = Scan::new(true);
-        (0..1000).for_each(|_| drop(scan.feed(&[b'x'; 1000])));
+        (0..1000).for_each(|_| {
+            scan.feed(&[b'x'; 1000]);
+        });
         assert!(scan.rest.len() <= MAX_LINE_BYTES && scan.is_within_line());
         scan.feed(b"\n");
         scan.feed(STREAM.as_bytes());
@@ -267,7 +269,9 @@ mod tests {
         );
         for size in [100, 5000, 1 << 20] {
             let mut scan = Scan::new(false);
-            body.as_bytes().chunks(size).for_each(|piece| drop(scan.feed(piece)));
+            body.as_bytes().chunks(size).for_each(|piece| {
+                scan.feed(piece);
+            });
             scan.end();
             assert_eq!((scan.tokens(), scan.prompt_tokens(), scan.finish), (9, Some(5), Some(Finish::Stop)));
         }

@@ -1,14 +1,22 @@
 //! Connections to an upstream, kept for the next request.
+//!
+//! A connection has no task of its own: whoever waits for its answer drives it ([`Lease::poll_frame`]), so that a token wakes one
+//! task and not two. While nothing uses it, nobody looks at it; whether it still lives shows when it is taken again.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header};
 use bytes::Bytes;
+use http_body::{Body, Frame};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -71,26 +79,85 @@ pub(crate) struct Connections {
 }
 
 struct Idle {
-    sender: SendRequest<Full<Bytes>>,
+    line: Line,
     since: Instant,
+}
+
+/// An open connection.
+struct Line {
+    sender: SendRequest<Full<Bytes>>,
+    /// Reads and writes; `None` once the connection has ended.
+    driver: Option<Driver>,
+}
+
+type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
+
+impl Line {
+    fn drive(&mut self, cx: &mut Context<'_>) {
+        if let Some(driver) = &mut self.driver
+            && let Poll::Ready(ended) = driver.as_mut().poll(cx)
+        {
+            self.driver = None;
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection to an upstream ended");
+            }
+        }
+    }
+
+    /// Whether a request can be sent now.
+    fn is_ready(&mut self, cx: &mut Context<'_>) -> bool {
+        self.drive(cx);
+        self.driver.is_some() && matches!(self.sender.poll_ready(cx), Poll::Ready(Ok(())))
+    }
+
+    async fn exchange(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Full<Bytes>>>> {
+        let mut answer = pin!(self.sender.try_send_request(request));
+        let driver = &mut self.driver;
+        poll_fn(|cx| {
+            let answered = answer.as_mut().poll(cx);
+            if answered.is_ready() {
+                return answered;
+            }
+            if let Some(connection) = driver
+                && connection.as_mut().poll(cx).is_ready()
+            {
+                *driver = None;
+            }
+            answer.as_mut().poll(cx)
+        })
+        .await
+    }
 }
 
 /// A connection in use. Dropping it closes it, which tells the upstream that nobody wants the rest of its answer.
 pub(crate) struct Lease {
-    sender: SendRequest<Full<Bytes>>,
+    line: Line,
     connections: Arc<Connections>,
 }
 
 impl Lease {
+    /// The next piece of the answer that comes over this connection.
+    pub(crate) fn poll_frame(
+        &mut self,
+        body: &mut Incoming,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.line.drive(cx);
+        Pin::new(body).poll_frame(cx)
+    }
+
     /// The answer was read to its end: the connection is free for the next request.
     pub(crate) fn give_back(self) {
-        let Self { sender, connections } = self;
-        if sender.is_closed() {
+        let Self { line, connections } = self;
+        if line.driver.is_none() || line.sender.is_closed() {
             return;
         }
         let mut idle = connections.idle.lock();
         if idle.len() < MAX_IDLE_CONNECTIONS {
-            idle.push(Idle { sender, since: Instant::now() });
+            idle.push(Idle { line, since: Instant::now() });
         }
     }
 }
@@ -127,9 +194,9 @@ impl Connections {
         self: &Arc<Self>,
         outgoing: &Outgoing,
     ) -> Result<(Response<Incoming>, Lease), SendError> {
-        if let Some(mut sender) = self.ready_idle().await {
-            match sender.try_send_request(outgoing.request(&self.host_header)).await {
-                Ok(response) => return Ok((response, Lease { sender, connections: Arc::clone(self) })),
+        if let Some(mut line) = self.ready_idle().await {
+            match line.exchange(outgoing.request(&self.host_header)).await {
+                Ok(response) => return Ok((response, self.lease(line))),
                 // It was closed before a byte of the answer came, as idle connections are. What was not even written, or was
                 // written to a connection that was already closed at the other end, has not been worked on.
                 Err(error) if error.message().is_some() || error.error().is_incomplete_message() => {}
@@ -137,11 +204,15 @@ impl Connections {
                 Err(error) => return Err(SendError::Broken(error.into_error())),
             }
         }
-        let mut sender = self.connect().await.map_err(SendError::Connect)?;
-        match sender.send_request(outgoing.request(&self.host_header)).await {
-            Ok(response) => Ok((response, Lease { sender, connections: Arc::clone(self) })),
-            Err(error) => Err(SendError::Broken(error)),
+        let mut line = self.connect().await.map_err(SendError::Connect)?;
+        match line.exchange(outgoing.request(&self.host_header)).await {
+            Ok(response) => Ok((response, self.lease(line))),
+            Err(error) => Err(SendError::Broken(error.into_error())),
         }
+    }
+
+    fn lease(self: &Arc<Self>, line: Line) -> Lease {
+        Lease { line, connections: Arc::clone(self) }
     }
 
     /// Closes what nothing uses.
@@ -149,31 +220,28 @@ impl Connections {
         self.idle.lock().clear();
     }
 
-    async fn ready_idle(&self) -> Option<SendRequest<Full<Bytes>>> {
-        while let Some(mut sender) = self.take_idle() {
-            if sender.ready().await.is_ok() {
-                return Some(sender);
+    /// A kept connection that can be used.
+    async fn ready_idle(&self) -> Option<Line> {
+        while let Some(mut line) = self.take_idle() {
+            if poll_fn(|cx| Poll::Ready(line.is_ready(cx))).await {
+                return Some(line);
             }
         }
         None
     }
 
-    fn take_idle(&self) -> Option<SendRequest<Full<Bytes>>> {
+    fn take_idle(&self) -> Option<Line> {
         let mut idle = self.idle.lock();
-        while let Some(Idle { sender, since }) = idle.pop() {
-            if since.elapsed() > MAX_IDLE {
-                // Those below it are older still.
-                idle.clear();
-                return None;
-            }
-            if !sender.is_closed() {
-                return Some(sender);
-            }
+        let Idle { line, since } = idle.pop()?;
+        if since.elapsed() > MAX_IDLE {
+            // Those below it are older still.
+            idle.clear();
+            return None;
         }
-        None
+        Some(line)
     }
 
-    async fn connect(&self) -> io::Result<SendRequest<Full<Bytes>>> {
+    async fn connect(&self) -> io::Result<Line> {
         match tokio::time::timeout(self.connect_timeout, self.open()).await {
             Ok(result) => result,
             Err(_) => {
@@ -183,7 +251,7 @@ impl Connections {
         }
     }
 
-    async fn open(&self) -> io::Result<SendRequest<Full<Bytes>>> {
+    async fn open(&self) -> io::Result<Line> {
         let stream = match self.address {
             Some(address) => TcpStream::connect(SocketAddr::new(address, self.port)).await?,
             None => TcpStream::connect((self.host.as_str(), self.port)).await?,
@@ -196,17 +264,12 @@ impl Connections {
     }
 }
 
-async fn handshake<S>(stream: S) -> io::Result<SendRequest<Full<Bytes>>>
+async fn handshake<S>(stream: S) -> io::Result<Line>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection to an upstream ended");
-        }
-    });
-    Ok(sender)
+    Ok(Line { sender, driver: Some(Box::pin(connection)) })
 }
 
 /// Whether the other end had closed the connection.

@@ -1,15 +1,16 @@
 //! Asking upstreams how they are, and what they serve.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use super::{Outgoing, SendError, Upstream};
+use super::{Lease, Outgoing, SendError, Upstream};
 use crate::desk::{Desk, Models};
 
 /// How long an upstream may take to answer a health check.
@@ -81,7 +82,7 @@ async fn ask(upstream: &Upstream) -> Health {
     }
     let Ok(uri) = format!("{}/v1/models", upstream.config.path).parse() else { return Health::Failing };
     let outgoing = Outgoing { method: Method::GET, uri, headers, body: Bytes::new() };
-    let (response, lease) = match upstream.connections.send(&outgoing).await {
+    let (response, mut lease) = match upstream.connections.send(&outgoing).await {
         Ok(answered) => answered,
         Err(SendError::Connect(_)) => return Health::Unreachable,
         Err(SendError::Broken(_)) => return Health::Failing,
@@ -90,18 +91,30 @@ async fn ask(upstream: &Upstream) -> Health {
     if status.is_server_error() {
         return Health::Failing;
     }
-    let Ok(body) = Limited::new(response.into_body(), MAX_MODELS_BYTES).collect().await else {
-        return Health::Failing;
-    };
+    let Some(body) = read_all(&mut lease, response.into_body()).await else { return Health::Failing };
     lease.give_back();
     if status != StatusCode::OK {
         // It lives, and does not tell its models, or not to us.
         return Health::Up(None);
     }
-    let list = serde_json::from_slice::<ModelList>(&body.to_bytes());
+    let list = serde_json::from_slice::<ModelList>(&body);
     Health::Up(
         list.ok()
             .filter(|list| !list.data.is_empty())
             .map(|list| Models::Listed(list.data.into_iter().map(|model| model.id).collect())),
     )
+}
+
+/// The body of an answer, unless it breaks off or is too long.
+async fn read_all(lease: &mut Lease, mut body: Incoming) -> Option<Vec<u8>> {
+    let mut whole = Vec::new();
+    while let Some(frame) = poll_fn(|cx| lease.poll_frame(&mut body, cx)).await {
+        if let Ok(piece) = frame.ok()?.into_data() {
+            whole.extend_from_slice(&piece);
+        }
+        if whole.len() > MAX_MODELS_BYTES {
+            return None;
+        }
+    }
+    Some(whole)
 }

@@ -268,13 +268,18 @@ async fn connections_that_the_upstream_closed_meanwhile_cost_no_attempt() {
 async fn nothing_is_left_of_a_thousand_requests_of_all_fates() {
     let (one, two) = (Mock::start().await, Mock::start().await);
     let gateway = start(config(&[&one, &two], 4), None).await;
+    let fine = Act::tokens(3);
     let acts = [
-        Act::tokens(3),
+        fine.clone(),
         Act::CloseAfter(1),
-        Act::Status(500),
+        fine.clone(),
         Act::tokens(9),
-        Act::CloseBeforeHead,
+        Act::Status(500),
+        fine.clone(),
         Act::Status(400),
+        Act::CloseBeforeHead,
+        fine.clone(),
+        fine,
     ];
     for mock in [&one, &two] {
         mock.script(acts.iter().cycle().take(600).cloned());
