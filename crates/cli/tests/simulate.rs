@@ -32,7 +32,7 @@ fn a_report_is_the_same_page_for_the_same_command_and_is_refused_before_the_work
 fn a_journal_is_replayed_with_its_own_arrivals_and_predictions() {
     let dir = tempfile::tempdir().unwrap();
     let line = |nth: usize| {
-        let tokens = if nth % 3 == 0 { 900 } else { 12 };
+        let tokens = if nth.is_multiple_of(3) { 900 } else { 12 };
         let mut line = serde_json::json!({
             "prompt": "", "arrival_s": 1.8e9 + nth as f64 * 0.001, "prompt_tokens": 20, "output_tokens": tokens,
             "truncated": false, "model": "m", "class": "default", "outcome": "completed", "e2e_s": 1.0,

@@ -41,7 +41,7 @@ pub(crate) struct App {
 
 impl App {
     pub(crate) fn new(
-        config: Arc<GatewayConfig>,
+        config: &Arc<GatewayConfig>,
         predictor: Option<Box<dyn Predictor>>,
         journal: Option<Journal>,
         metrics: Arc<Metrics>,
@@ -56,7 +56,7 @@ impl App {
                 metrics.scorer.clone(),
             )?)),
             journal: RwLock::new(journal.map(Arc::new)),
-            desk: Arc::new(Desk::new(clock, Arc::clone(&config))),
+            desk: Arc::new(Desk::new(clock, Arc::clone(config))),
             records: Arc::new(Records::new(config.max_finished_records)),
             shadow: Shadow::default(),
             metrics,
@@ -64,9 +64,9 @@ impl App {
             clock,
             next_record: AtomicU64::new(1),
             draining: AtomicBool::new(false),
-            config: RwLock::new(Arc::clone(&config)),
+            config: RwLock::new(Arc::clone(config)),
         };
-        app.take_tenants(&config);
+        app.take_tenants(config);
         Ok(app)
     }
 

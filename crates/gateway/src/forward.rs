@@ -167,7 +167,7 @@ fn submit(
         deadline: app.clock.at(order.deadline),
         affinity: affinity(order),
     };
-    let (place, admitted, placement) = app.desk.submit(ask).map_err(|why| refusal(why, &call.model))?;
+    let (place, admitted, placement) = app.desk.submit(&ask).map_err(|why| refusal(why, &call.model))?;
     let record = app.records.open(Record {
         id: app.number(),
         request_id: request_id.to_owned(),
@@ -244,7 +244,7 @@ async fn run(
         let failed = match attempt(&order, &turn).await {
             Ok((response, lease, first)) => {
                 flight.hold(lease);
-                return Ok(answer(order, flight, response, first, &placement));
+                return Ok(answer(&order, flight, response, first, &placement));
             }
             Err(failed) => failed,
         };
@@ -264,7 +264,7 @@ async fn run(
             return match response {
                 Some((response, lease)) => {
                     flight.hold(lease);
-                    Ok(answer(order, flight, response, None, &placement))
+                    Ok(answer(&order, flight, response, None, &placement))
                 }
                 None => Err(give_up(flight, verdict, label, error)),
             };
@@ -321,7 +321,10 @@ async fn attempt(order: &Order, turn: &Turn) -> Result<Begun, Failed> {
         Some(deadline_s) => stamp(upstream.stamp, deadline_s, &order.body, call.has_priority, &mut headers),
         None => order.body.clone(),
     };
-    let uri = uri_at(upstream, &order.uri)?;
+    let uri = uri_at(upstream, &order.uri).ok_or_else(|| {
+        let error = ApiError::internal("the path cannot be sent on");
+        Failed { verdict: Verdict::None, label: "path", error, response: None }
+    })?;
     let outgoing = Outgoing { method: Method::POST, uri, headers, body };
     let patience = config.first_byte_timeout.min(order.deadline.saturating_duration_since(Instant::now()));
     match tokio::time::timeout(patience, begin(upstream, &outgoing)).await {
@@ -337,18 +340,9 @@ async fn attempt(order: &Order, turn: &Turn) -> Result<Begun, Failed> {
     }
 }
 
-fn uri_at(upstream: &Upstream, asked: &Uri) -> Result<Uri, Failed> {
+fn uri_at(upstream: &Upstream, asked: &Uri) -> Option<Uri> {
     let path = asked.path_and_query().map_or("/", |path| path.as_str());
-    if upstream.config.path.is_empty() {
-        // Only the path is sent.
-        return path.parse().map_err(|_| bad_path());
-    }
-    format!("{}{path}", upstream.config.path).parse().map_err(|_| bad_path())
-}
-
-fn bad_path() -> Failed {
-    let error = ApiError::internal("the path cannot be sent on");
-    Failed { verdict: Verdict::None, label: "path", error, response: None }
+    format!("{}{path}", upstream.config.path).parse().ok()
 }
 
 async fn begin(upstream: &Upstream, outgoing: &Outgoing) -> Result<Begun, Failed> {
@@ -398,7 +392,7 @@ async fn first_piece(lease: &mut Lease, body: &mut Incoming) -> Result<Option<By
 
 /// The answer, from its first byte on.
 fn answer(
-    order: Order,
+    order: &Order,
     flight: Flight,
     response: Response<Incoming>,
     first: Option<Bytes>,

@@ -134,7 +134,7 @@ impl Gateway {
             listener.local_addr().map_err(|source| io_error("cannot read the address", source))?;
         let metrics = Arc::new(Metrics::new());
         let journal = open_journal(&config, &metrics)?;
-        let app = App::new(Arc::clone(&config), predictor, journal, metrics)
+        let app = App::new(&config, predictor, journal, metrics)
             .map_err(|source| io_error("cannot start the scoring thread", source))?;
         let app = Arc::new(app);
         let mut fleet = Fleet::new(Arc::clone(&app), tls::client()?);

@@ -185,8 +185,7 @@ impl Relay {
     /// What has come from the upstream; several pieces that are there at once go on as one.
     fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut gathered = Gathered::default();
-        loop {
-            let Some(flight) = &mut self.flight else { break };
+        while let Some(flight) = &mut self.flight {
             match flight.poll_frame(&mut self.inner, cx) {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(piece) => gathered.add(piece),

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use axum::http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
-use outrank_http::{ApiError, METRICS_CONTENT_TYPE, REQUEST_ID, json_response, random_id, sane_request_id};
+use outrank_http::{
+    ApiError, ErrorCode, METRICS_CONTENT_TYPE, REQUEST_ID, json_response, random_id, sane_request_id,
+};
 use serde_json::{Value, json};
 
 use crate::app::App;
@@ -58,19 +60,20 @@ fn own(response: axum::response::Response) -> Response<GatewayBody> {
 }
 
 /// Serves what is not forwarded.
-fn other(app: &Arc<App>, request: &Request<Incoming>, request_id: &str) -> axum::response::Response {
+fn other(app: &App, request: &Request<Incoming>, request_id: &str) -> axum::response::Response {
     let (method, path) = (request.method(), request.uri().path());
-    let result = match (method, path) {
-        (&Method::GET | &Method::HEAD, _) if is_get(path) => get(app, request, path),
-        (_, "/v1/chat/completions" | "/v1/completions") => Err(wrong_method(method, path, "POST")),
-        _ if is_get(path) => Err(wrong_method(method, path, "GET, HEAD")),
-        _ => Err(ApiError::unknown_route(path).into_response()),
+    let response = match (method, path) {
+        (&Method::GET | &Method::HEAD, _) if is_get(path) => get(app, request, path).into_response(),
+        (_, "/v1/chat/completions" | "/v1/completions") => wrong_method(method, path, "POST"),
+        _ if is_get(path) => wrong_method(method, path, "GET, HEAD"),
+        _ => ApiError::unknown_route(path).into_response(),
     };
-    result.unwrap_or_else(|refusal| {
+    if let Some(&ErrorCode(code)) = response.extensions().get() {
+        app.metrics.count_rejection(code);
         // The path is not logged: people put keys into the oddest places.
-        tracing::debug!(%method, request_id, status = refusal.status().as_u16(), "refused");
-        refusal
-    })
+        tracing::debug!(%method, request_id, code, "refused");
+    }
+    response
 }
 
 fn is_get(path: &str) -> bool {
@@ -80,16 +83,11 @@ fn is_get(path: &str) -> bool {
         || path.starts_with(REQUESTS)
 }
 
-fn get(
-    app: &Arc<App>,
-    request: &Request<Incoming>,
-    path: &str,
-) -> Result<axum::response::Response, axum::response::Response> {
+fn get(app: &App, request: &Request<Incoming>, path: &str) -> Result<axum::response::Response, ApiError> {
     if path.starts_with("/v1/") {
-        let tenants = app.tenants();
-        tenants.identify(request.headers()).map_err(counted(app))?;
+        app.tenants().identify(request.headers())?;
     }
-    let result = match path {
+    match path {
         "/v1/models" => Ok(json_response(StatusCode::OK, &describe::models(app))),
         "/v1/outrank/upstreams" => Ok(json_response(StatusCode::OK, &describe::upstreams(app))),
         "/metrics" => metrics(app),
@@ -101,14 +99,6 @@ fn get(
             (None, Some(id)) => describe::request(app, &percent_decoded(id)),
             (None, None) => Err(ApiError::unknown_route(path)),
         },
-    };
-    result.map_err(IntoResponse::into_response)
-}
-
-fn counted(app: &App) -> impl Fn(ApiError) -> axum::response::Response {
-    move |error| {
-        app.metrics.count_rejection(error.code());
-        error.into_response()
     }
 }
 

@@ -150,7 +150,7 @@ impl Desk {
     }
 
     /// Takes a request, or says why not. Also tells where it stands.
-    pub(crate) fn submit(self: &Arc<Self>, ask: Ask) -> Result<(Place, Admitted, Placement), Refused> {
+    pub(crate) fn submit(self: &Arc<Self>, ask: &Ask) -> Result<(Place, Admitted, Placement), Refused> {
         let progress = Arc::new(Progress::default());
         let now = self.clock.now();
         let (id, admitted, placement) =

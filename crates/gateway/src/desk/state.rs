@@ -91,7 +91,7 @@ impl State {
         &mut self,
         now: Timestamp,
         clock: &Clock,
-        ask: Ask,
+        ask: &Ask,
         progress: Arc<Progress>,
     ) -> Result<(u64, Admitted, Placement), Refused> {
         let pool = self.pool_of(&ask.model)?;
@@ -99,7 +99,7 @@ impl State {
         let nobody_waits = self.pools[pool].held.occupancy().0 == 0;
         let site = self.choose(now, pool, nobody_waits, None, ask.affinity);
         if site.is_none() {
-            self.check_queue(now, pool, &ask)?;
+            self.check_queue(now, pool, ask)?;
         }
         let id = self.next_id;
         self.next_id += 1;
@@ -118,7 +118,7 @@ impl State {
             began: false,
         };
         self.live.insert(id, live);
-        let request = self.request(id, &ask);
+        let request = self.request(id, ask);
         let arrival_s = ask.arrival.secs_f64();
         let book = self.book_of(pool, stamped);
         let key = book.submit_in(ask.lane, now, request, ask.score);
@@ -128,7 +128,7 @@ impl State {
                 live.wake = Some(wake);
             }
             self.waiting += 1;
-            if let Some(deadline_s) = self.too_long(now, pool, id, &ask) {
+            if let Some(deadline_s) = self.too_long(now, pool, id, ask) {
                 let retry_after_s = self.retry_after_s(pool);
                 self.leave(now, id, &Ending::ABORTED);
                 return Err(Refused::WouldWait { wait_s: deadline_s, retry_after_s });
@@ -136,7 +136,7 @@ impl State {
             let placement = self.placement(pool, stamped, id);
             return Ok((id, Admitted::Waits(woken), placement));
         };
-        let stamp = stamped.then(|| clock.unix_s(key.map_or(arrival_s, |key| key.value())));
+        let stamp = stamped.then(|| clock.unix_s(key.map_or(arrival_s, Key::value)));
         let turn = self.seat(now, id, site, stamp);
         Ok((id, Admitted::Now(turn), self.placement(pool, stamped, id)))
     }
@@ -205,7 +205,7 @@ impl State {
 
     /// Gives a request a seat. In stamp mode the upstream decides when it starts, so it counts as waiting until its first token.
     fn seat(&mut self, now: Timestamp, id: u64, site: usize, stamp: Option<f64>) -> Turn {
-        if let Some(&Live { pool, stamped, .. }) = self.live.get(&id).map(|live| &*live) {
+        if let Some(&Live { pool, stamped, .. }) = self.live.get(&id) {
             let book = self.book_of(pool, stamped);
             if !stamped {
                 book.started(RequestId(id));

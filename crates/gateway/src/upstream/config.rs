@@ -120,8 +120,8 @@ impl UpstreamConfig {
                 _ => return Err("expected a number above 0".into()),
             },
             "models" => {
-                self.models =
-                    Some(value.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect())
+                let names = value.split(',').filter(|name| !name.is_empty());
+                self.models = Some(names.map(str::to_owned).collect());
             }
             "key_env" => self.key_env = Some(value.to_owned()),
             "dns" => match value {

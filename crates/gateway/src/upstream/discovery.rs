@@ -102,7 +102,7 @@ impl Fleet {
             }
         }
         self.looks += 1;
-        if self.looks % LOOKS_PER_RESOLUTION == 0 {
+        if self.looks.is_multiple_of(LOOKS_PER_RESOLUTION) {
             news |= self.resolve(&config).await;
         }
         if news && let Err(error) = self.apply(&config) {
