@@ -16,6 +16,10 @@ use crate::{
 
 /// Output tokens after which the key of a running request is taken anew.
 const KEY_REFRESH_TOKENS: u32 = 8;
+/// Estimates for people may be so old, in seconds, where more than [`FEW_RUNNING`] run ...
+const ESTIMATES_S: f64 = 0.05;
+/// ... and are always fresh where fewer do.
+const FEW_RUNNING: usize = 64;
 /// Output tokens that a prompt token counts as when tenants are charged.
 const PROMPT_TOKEN_CHARGE: f64 = 0.1;
 
@@ -55,9 +59,20 @@ pub struct OrderBook {
     monitor: RankMonitor,
     overtakes: OvertakeLog,
     overtake_pairs: u64,
+    left: RunningLeft,
     finished: u64,
     changed: Vec<(RequestId, Key)>,
     all_changed: bool,
+}
+
+/// What those who run still need, as last looked at.
+#[derive(Clone, Debug, Default)]
+struct RunningLeft {
+    /// Seconds, in order.
+    sorted_s: Vec<f64>,
+    sum_s: f64,
+    taken_at: Timestamp,
+    stale: bool,
 }
 
 impl OrderBook {
@@ -88,6 +103,7 @@ impl OrderBook {
             monitor: RankMonitor::new(monitor),
             overtakes: OvertakeLog::default(),
             overtake_pairs: 0,
+            left: RunningLeft::default(),
             finished: 0,
             changed: Vec::new(),
             all_changed: false,
@@ -164,6 +180,7 @@ impl OrderBook {
         entry.charged_tokens = predicted_tokens;
         self.waiting.charge(entry.lane, charge(&entry.request, predicted_tokens));
         entry.state = State::Running;
+        self.left.stale = true;
         entry.computed_tokens = entry.context_tokens();
         self.running.push(slot);
     }
@@ -176,6 +193,7 @@ impl OrderBook {
             return None;
         }
         self.estimates.now = now;
+        self.left.stale = true;
         self.running.retain(|&other| other != slot);
         let entry = &mut self.entries[slot];
         (entry.state, entry.computed_tokens) = (State::Paused, 0);
@@ -190,6 +208,7 @@ impl OrderBook {
     pub fn generated(&mut self, id: RequestId, tokens: u32) {
         let Some(&slot) = self.slots.get(&id) else { return };
         let entry = &mut self.entries[slot];
+        self.left.stale |= tokens > entry.generated_tokens;
         entry.generated_tokens = tokens.max(entry.generated_tokens);
         if entry.state == State::Running {
             entry.computed_tokens = entry.context_tokens();
@@ -213,6 +232,7 @@ impl OrderBook {
         self.estimates.now = now;
         if self.entries[slot].state == State::Running {
             self.running.retain(|&other| other != slot);
+            self.left.stale = true;
             let entry = &self.entries[slot];
             let used_tokens = f64::from(tokens.max(entry.generated_tokens));
             self.waiting.charge(entry.lane, used_tokens - entry.charged_tokens);
@@ -293,16 +313,18 @@ impl OrderBook {
     }
 
     /// Where a request stands, or `None` if it has left. The estimate is that of [`crate::Scheduler::explain`].
-    pub fn placement(&self, id: RequestId) -> Option<Placement> {
-        self.slots.get(&id).map(|&slot| self.placement_of(slot))
+    pub fn placement(&mut self, id: RequestId) -> Option<Placement> {
+        let slot = *self.slots.get(&id)?;
+        Some(self.placement_of(slot))
     }
 
     /// Everything known about a request, or `None` if it has left or never came.
-    pub fn explain(&self, now: Timestamp, id: RequestId) -> Option<Explanation> {
+    pub fn explain(&mut self, now: Timestamp, id: RequestId) -> Option<Explanation> {
         let slot = *self.slots.get(&id)?;
+        self.estimates.now = now;
+        let Placement { position, eta } = self.placement_of(slot);
         let entry = &self.entries[slot];
         let view = entry.view(&self.estimates);
-        let Placement { position, eta } = self.placement_of(slot);
         Some(Explanation {
             id,
             policy: self.policy.name().into(),
@@ -325,9 +347,9 @@ impl OrderBook {
     }
 
     /// Seconds until all who wait now have been served, and those who run.
-    pub fn drain_s(&self) -> f64 {
-        let running_s: f64 = self.running.iter().map(|&slot| self.work_s(slot)).sum();
-        (running_s + self.waiting.work_s().max(0.0)) / f64::from(self.seats)
+    pub fn drain_s(&mut self) -> f64 {
+        self.refresh_left();
+        (self.left.sum_s + self.waiting.work_s().max(0.0)) / f64::from(self.seats)
     }
 
     /// Pairs in which a later arrival started before an earlier one, since the start.
@@ -388,7 +410,23 @@ impl OrderBook {
         self.entries[slot].view(&self.estimates).remaining_service_s()
     }
 
-    fn placement_of(&self, slot: usize) -> Placement {
+    /// Looks at what those who run still need, unless that was done lately.
+    fn refresh_left(&mut self) {
+        let RunningLeft { taken_at, stale, .. } = self.left;
+        let fresh_s = if self.running.len() > FEW_RUNNING { ESTIMATES_S } else { 0.0 };
+        if !stale || self.estimates.now.since(taken_at).as_secs_f64() < fresh_s {
+            return;
+        }
+        let mut sorted_s = std::mem::take(&mut self.left.sorted_s);
+        sorted_s.clear();
+        sorted_s.extend(self.running.iter().map(|&slot| self.work_s(slot)));
+        sorted_s.sort_unstable_by(f64::total_cmp);
+        let sum_s = sorted_s.iter().sum();
+        self.left = RunningLeft { sorted_s, sum_s, taken_at: self.estimates.now, stale: false };
+    }
+
+    fn placement_of(&mut self, slot: usize) -> Placement {
+        self.refresh_left();
         let entry = &self.entries[slot];
         let own_s = self.work_s(slot);
         if entry.state == State::Running {
@@ -399,13 +437,9 @@ impl OrderBook {
         let start_s = if position < free_seats {
             0.0
         } else {
-            let mut left_s: Vec<f64> = self.running.iter().map(|&slot| self.work_s(slot)).collect();
             let nth = position - free_seats;
-            if nth < left_s.len() {
-                *left_s.select_nth_unstable_by(nth, f64::total_cmp).1
-            } else {
-                (left_s.iter().sum::<f64>() + ahead_s.max(0.0)) / f64::from(self.seats)
-            }
+            let all_s = (self.left.sum_s + ahead_s.max(0.0)) / f64::from(self.seats);
+            self.left.sorted_s.get(nth).copied().unwrap_or(all_s)
         };
         Placement { position, eta: Eta { start_s, finish_s: start_s + own_s } }
     }

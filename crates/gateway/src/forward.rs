@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use hyper::body::Incoming;
 use outrank_core::{Placement, Score};
-use outrank_http::{ApiError, read_json_body};
+use outrank_http::{ApiError, REQUEST_ID, read_json_body};
 use parking_lot::Mutex;
 
 use crate::app::{App, DRAIN_RETRY_AFTER};
@@ -82,7 +82,7 @@ pub(crate) async fn generate(
     app.check_open()?;
     let tenants = app.tenants();
     let tenant = tenants.identify(request.headers())?.map(Arc::clone);
-    let order = read(app, request, tenant.as_deref(), arrival, chat).await?;
+    let order = read(app, request, request_id, tenant.as_deref(), arrival, chat).await?;
     let counted = tenant.as_ref().map(|tenant| tenant.admit(arrival)).transpose()?;
     let score = score_in_time(app, &order).await;
     let (flight, admitted, placement) =
@@ -94,6 +94,7 @@ pub(crate) async fn generate(
 async fn read(
     app: &App,
     request: Request<Incoming>,
+    request_id: &str,
     tenant: Option<&Tenant>,
     arrival: Instant,
     chat: bool,
@@ -107,6 +108,9 @@ async fn read(
     let call = Call::read(&body, chat)?;
     headers::forwardable(&mut headers, tenant.is_some());
     trace_context::advance(&mut headers);
+    if let Ok(name) = HeaderValue::try_from(request_id) {
+        headers.insert(REQUEST_ID, name);
+    }
     let deadline = arrival + timeout;
     Ok(Order { call, body, uri, headers, class, deadline, timeout_s: timeout.as_secs_f64(), config })
 }

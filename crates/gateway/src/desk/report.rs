@@ -45,10 +45,11 @@ pub(crate) struct PoolReport {
 }
 
 impl State {
-    pub(super) fn explain(&self, now: Timestamp, id: u64) -> Option<Known> {
+    pub(super) fn explain(&mut self, now: Timestamp, id: u64) -> Option<Known> {
         let live = self.live.get(&id)?;
-        let pool = &self.pools[live.pool];
-        let book = if live.stamped { &pool.stamped } else { &pool.held };
+        let pool = &mut self.pools[live.pool];
+        let book = if live.stamped { &mut pool.stamped } else { &mut pool.held };
+        book.generated(RequestId(id), live.progress.tokens());
         let mut explanation = book.explain(now, RequestId(id))?;
         explanation.generated_tokens = live.progress.tokens();
         let upstream = live.site.map(|site| self.sites[site].upstream.name.clone());

@@ -16,8 +16,9 @@ use crate::tenants::Class;
 const MAX_STEPS_LEARNED: u32 = 32;
 /// Answers before predicted waits are believed.
 pub(super) const MIN_ANSWERS: u64 = 20;
-/// How often the work at each upstream is counted anew.
+/// How often the work at each upstream is counted anew, in seconds: where it decides who gets what, and where it is told only.
 const RECOUNT_S: f64 = 0.05;
+const RECOUNT_ALONE_S: f64 = 0.5;
 /// What clients are told to wait while no upstream answers, in seconds.
 const OUTAGE_RETRY_S: f64 = 2.0;
 
@@ -156,7 +157,7 @@ impl State {
     }
 
     /// Refuses what would have to wait and may not.
-    fn check_queue(&self, now: Timestamp, pool: usize, ask: &Ask) -> Result<(), Refused> {
+    fn check_queue(&mut self, now: Timestamp, pool: usize, ask: &Ask) -> Result<(), Refused> {
         if !self.pools[pool].sites.iter().any(|&site| self.sites[site].is_available(now)) {
             return Err(Refused::NoUpstream { retry_after_s: OUTAGE_RETRY_S });
         }
@@ -177,7 +178,7 @@ impl State {
     }
 
     /// How long a request will wait, if that is longer than it may.
-    fn too_long(&self, now: Timestamp, pool: usize, id: u64, ask: &Ask) -> Option<f64> {
+    fn too_long(&mut self, now: Timestamp, pool: usize, id: u64, ask: &Ask) -> Option<f64> {
         if self.pools[pool].answers < MIN_ANSWERS {
             return None;
         }
@@ -188,14 +189,14 @@ impl State {
     }
 
     /// Time in which a tenth of the work is done: when a retry makes sense.
-    fn retry_after_s(&self, pool: usize) -> f64 {
+    fn retry_after_s(&mut self, pool: usize) -> f64 {
         (0.1 * self.pools[pool].held.drain_s()).clamp(1.0, 60.0)
     }
 
-    pub(super) fn placement(&self, pool: usize, stamped: bool, id: u64) -> Placement {
-        let pool = &self.pools[pool];
-        let book = if stamped { &pool.stamped } else { &pool.held };
-        book.placement(RequestId(id)).unwrap_or(Placement { position: 0, eta: outrank_core::Eta::default() })
+    pub(super) fn placement(&mut self, pool: usize, stamped: bool, id: u64) -> Placement {
+        self.book_of(pool, stamped)
+            .placement(RequestId(id))
+            .unwrap_or(Placement { position: 0, eta: outrank_core::Eta::default() })
     }
 
     pub(super) fn book_of(&mut self, pool: usize, stamped: bool) -> &mut OrderBook {
@@ -362,9 +363,9 @@ impl State {
 
     /// Counts what is still to come from each upstream, now and then.
     fn recount(&mut self, now: Timestamp) {
-        if now.since(self.recounted).as_secs_f64() < RECOUNT_S
-            || (self.sites.len() < 2 && self.weights.len() < 2)
-        {
+        let alone = self.sites.len() < 2 && self.weights.len() < 2;
+        let interval_s = if alone { RECOUNT_ALONE_S } else { RECOUNT_S };
+        if now.since(self.recounted).as_secs_f64() < interval_s {
             return;
         }
         self.recounted = now;
