@@ -77,3 +77,43 @@ fn a_ranker_that_turns_round_is_left_alone_until_it_turns_back_and_every_arrival
     );
     assert!(code == 2 && text.contains("FROM below TO"), "{text}");
 }
+
+#[test]
+fn a_journal_is_replayed_with_its_own_arrivals_and_predictions() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = |nth: usize| {
+        let tokens = if nth.is_multiple_of(3) { 900 } else { 12 };
+        let mut line = serde_json::json!({
+            "prompt": "", "arrival_s": 1.8e9 + nth as f64 * 0.001, "prompt_tokens": 20, "output_tokens": tokens,
+            "truncated": false, "model": "m", "class": "default", "outcome": "completed", "e2e_s": 1.0,
+        });
+        // One that was not scored.
+        if nth > 0 {
+            line["score"] = tokens.into();
+            line["spread"] = 0.3.into();
+        }
+        format!("{line}\n")
+    };
+    let journal = file(dir.path(), "j.jsonl", &(0..300).map(line).collect::<String>());
+    let run = [
+        "simulate",
+        "--from-journal",
+        &journal,
+        "--policies",
+        "fcfs,outrank",
+        "--profile",
+        "h200-llama3-8b",
+        "--seats",
+        "4",
+    ];
+    let report = json(dir.path(), &run);
+    let runs = report["runs"].as_array().unwrap();
+    let mean = |nth: usize| runs[nth]["metrics"]["s_per_token"]["mean"].as_f64().unwrap();
+    assert_eq!(runs[0]["requests"], 300);
+    assert!(mean(1) < 0.7 * mean(0), "short answers first: {} against {}", mean(1), mean(0));
+    let (code, text) = fails(
+        dir.path(),
+        &["simulate", "--from-journal", &journal, "--policies", "fcfs", "--arrivals", "burst:3"],
+    );
+    assert!(code == 2 && text.contains("--arrivals"), "{text}");
+}

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::fields::{Fields, wrong_type};
 use super::{Wire, inert};
-use crate::error::ApiError;
+use outrank_http::ApiError;
 
 /// Stop strings of one request, at most, as in the OpenAI API.
 const MAX_STOP_STRINGS: usize = 4;
