@@ -46,7 +46,9 @@ async fn generate<W: Wire>(
     app.check_model(&call.model)?;
     let prompts = std::mem::take(&mut call.prompts);
     // Scores are made while the prompts become tokens.
-    let pending = prompts.iter().map(|prompt| app.scorer.ask(|| prompt.ranking_text())).collect();
+    let facts = call.facts(identity.tenant.as_deref());
+    let text = |prompt: &Prompt| prompt.ranking_text().map(|text| facts.before(&text));
+    let pending = prompts.iter().map(|prompt| app.scorer.ask(|| text(prompt))).collect();
     let tokens = make_tokens::<W>(app, prompts).await?;
     let prompts = make_ready::<W>(app, &call, tokens, pending).await?;
     let accepted = accept(app, identity, arrival, &call, prompts).await?;
