@@ -21,6 +21,8 @@ pub(crate) struct Call {
     pub(crate) text: Option<Arc<str>>,
     pub(crate) prompt_tokens: u32,
     pub(crate) max_tokens: u32,
+    /// The recorded length of the answer, in benchmarks.
+    pub(crate) true_tokens: Option<u32>,
     /// Answers that are asked for.
     pub(crate) outputs: u32,
     /// Whether the answer may end by itself: only then its length says something.
@@ -45,8 +47,15 @@ struct Body {
     n: Option<f64>,
     ignore_eos: Option<bool>,
     user: Option<String>,
+    outrank: Option<Extension>,
     #[serde(default, deserialize_with = "is_there")]
     priority: bool,
+}
+
+/// The extension of benchmarks: what the oracle reads.
+#[derive(Deserialize)]
+struct Extension {
+    true_output_tokens: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -94,18 +103,31 @@ impl Call {
             (longest.map(|at| texts.swap_remove(at)), prompts)
         };
         let bytes = text.as_ref().map_or(0, String::len);
-        let limit = body.max_completion_tokens.or(body.max_tokens);
+        let limit = count("max_completion_tokens", body.max_completion_tokens)?;
+        let limit = limit.or(count("max_tokens", body.max_tokens)?);
+        let n = count("n", body.n)?;
         Ok(Self {
             model,
             prompt_tokens: u32::try_from(bytes / BYTES_PER_TOKEN).unwrap_or(u32::MAX).max(1),
             text: text.map(Arc::from),
-            // A cast saturates, and what is no limit at all is the upstream's affair.
-            max_tokens: limit.map_or(UNLIMITED_TOKENS, |limit| limit as u32).clamp(1, UNLIMITED_TOKENS),
-            outputs: prompts.saturating_mul(body.n.map_or(1, |n| n as u32).max(1)),
+            max_tokens: limit.unwrap_or(UNLIMITED_TOKENS).clamp(1, UNLIMITED_TOKENS),
+            true_tokens: body.outrank.and_then(|extension| extension.true_output_tokens),
+            outputs: prompts.saturating_mul(n.unwrap_or(1).max(1)),
             ends_by_itself: !body.ignore_eos.unwrap_or(false),
             user: body.user,
             has_priority: body.priority,
         })
+    }
+}
+
+/// A whole number; whether 0 makes sense, the upstream knows.
+fn count(name: &str, value: Option<f64>) -> Result<Option<u32>, ApiError> {
+    match value {
+        Some(value) if value < 0.0 || value.fract() != 0.0 => {
+            Err(ApiError::invalid(name, format!("`{name}` must be a whole number of at least 1")))
+        }
+        // A cast saturates.
+        value => Ok(value.map(|value| value as u32)),
     }
 }
 
@@ -272,6 +294,19 @@ mod tests {
         assert_eq!(read(r#"["Hi","Hello"]"#), (Some("Hello".into()), 2));
         assert_eq!(read("[1,2,3]"), (None, 1));
         assert_eq!(read("[[1,2],[3,4]]"), (None, 2));
+    }
+
+    #[test]
+    fn numbers_that_count_nothing_are_refused_by_name() {
+        for (field, value) in
+            [("max_tokens", "-1"), ("max_completion_tokens", "1.5"), ("n", "-3"), ("n", "0.1")]
+        {
+            let body = format!(r#"{{"model":"m","prompt":"Hi","{field}":{value}}}"#);
+            let error = Call::read(body.as_bytes(), false).unwrap_err();
+            assert_eq!(error.body()["error"]["param"], field);
+        }
+        let call = Call::read(br#"{"model":"m","prompt":"Hi","max_tokens":5.0,"n":2}"#, false).unwrap();
+        assert_eq!((call.max_tokens, call.outputs), (5, 2));
     }
 
     #[test]

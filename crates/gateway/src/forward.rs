@@ -162,7 +162,7 @@ fn submit(
         model: call.model.clone(),
         prompt_tokens: call.prompt_tokens,
         max_tokens: call.max_tokens,
-        true_tokens: None,
+        true_tokens: call.true_tokens,
         limit_is_recorded: !call.ends_by_itself,
         score,
         lane: tenant.map_or(0, |tenant| tenant.lane),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use outrank_core::Timestamp;
 
@@ -139,7 +140,7 @@ impl State {
     pub(super) fn retire(&mut self) {
         for site in &self.sites {
             if site.removed && site.in_flight == 0 {
-                site.upstream.connections.close_idle();
+                site.upstream.connections.close_idle(Duration::ZERO);
             }
         }
     }

@@ -215,9 +215,19 @@ impl Connections {
         Lease { line, connections: Arc::clone(self) }
     }
 
-    /// Closes what nothing uses.
-    pub(crate) fn close_idle(&self) {
-        self.idle.lock().clear();
+    /// Closes what nothing has used for so long. Nobody else notices that the other end has closed it.
+    pub(crate) fn close_idle(&self, unused_for: Duration) {
+        let mut idle = self.idle.lock();
+        // They were given back in this order.
+        let kept = idle.partition_point(|line| line.since.elapsed() >= unused_for);
+        let closed: Vec<Idle> = idle.drain(..kept).collect();
+        drop(idle);
+        drop(closed);
+    }
+
+    /// Closes what has been unused for longer than anything is kept.
+    pub(crate) fn close_stale(&self) {
+        self.close_idle(MAX_IDLE);
     }
 
     /// A kept connection that can be used.
@@ -282,4 +292,89 @@ fn is_reset(error: &hyper::Error) -> bool {
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A server that answers every request of up to `answers` on a connection and then closes it; counts connections opened and
+    /// those still open.
+    async fn server(answers: usize) -> (Arc<Connections>, Arc<[AtomicUsize; 2]>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let counts = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+        let counted = Arc::clone(&counts);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let counts = Arc::clone(&counted);
+                for count in counts.iter() {
+                    count.fetch_add(1, Ordering::SeqCst);
+                }
+                tokio::spawn(async move {
+                    let mut request = [0; 4096];
+                    for _ in 0..answers {
+                        if stream.read(&mut request).await.unwrap_or(0) == 0 {
+                            break;
+                        }
+                        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+                    }
+                    counts[1].fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        let config: UpstreamConfig = format!("http://127.0.0.1:{port}").parse().unwrap();
+        let tls = crate::tls::client().unwrap();
+        let connections = Connections::new(&config, None, &tls, Duration::from_secs(5)).unwrap();
+        (Arc::new(connections), counts)
+    }
+
+    async fn ask(connections: &Arc<Connections>) {
+        let outgoing = Outgoing {
+            method: Method::GET,
+            uri: "/".parse().unwrap(),
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+        };
+        let (response, mut lease) = connections.send(&outgoing).await.unwrap();
+        let mut body = response.into_body();
+        while let Some(frame) = poll_fn(|cx| lease.poll_frame(&mut body, cx)).await {
+            frame.unwrap();
+        }
+        lease.give_back();
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_used_again_until_nothing_has_used_it_for_long() {
+        let (connections, counts) = server(100).await;
+        for _ in 0..10 {
+            ask(&connections).await;
+        }
+        assert_eq!(counts[0].load(Ordering::SeqCst), 1);
+        connections.close_idle(Duration::from_secs(60));
+        ask(&connections).await;
+        assert_eq!(counts[0].load(Ordering::SeqCst), 1, "it is not old enough");
+        connections.close_idle(Duration::ZERO);
+        for _ in 0..500 {
+            if counts[1].load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the server still has it");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_the_other_end_has_closed_is_replaced_without_a_word() {
+        let (connections, counts) = server(1).await;
+        for opened in 1..=20 {
+            ask(&connections).await;
+            assert_eq!(counts[0].load(Ordering::SeqCst), opened);
+        }
+    }
 }

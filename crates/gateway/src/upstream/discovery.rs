@@ -84,8 +84,9 @@ impl Fleet {
         self.apply(config)
     }
 
-    /// Looks whether the file or an address has changed.
+    /// Looks whether the file or an address has changed, and closes connections that nothing uses.
     pub(crate) async fn look(&mut self) {
+        self.watched.iter().for_each(|(upstream, _)| upstream.connections.close_stale());
         let config = self.app.config();
         let mut news = false;
         if let Some(path) = &config.upstreams_file {

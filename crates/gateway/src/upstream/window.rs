@@ -21,6 +21,8 @@ const NEWEST_WEIGHT: f64 = 0.1;
 const FIRST_RESIDENCE_S: f64 = 4.0;
 /// First tokens to decide upon, at least.
 const MIN_SAMPLES: u32 = 4;
+/// Share of the window that may wait inside the upstream, beside the one that keeps it busy.
+const TOLERATED_SHARE: f64 = 0.1;
 /// The window begins with so many requests.
 const FIRST_REQUESTS: u32 = 4;
 /// Time for each token of an answer that is not streamed, in multiples of the best, up to which the window grows ...
@@ -33,7 +35,7 @@ const WHOLE_SHRINKS_ABOVE: f64 = 3.0;
 /// It looks for the knee of the latency curve: as many requests as the upstream works on, and hardly any that only wait there,
 /// because what waits there can no longer be overtaken. How many wait follows from Little's law: the share of the time of an
 /// answer that passed before its first token, beyond the best time to a first token for prompts of that length, times the
-/// requests that were there. Above a tenth of the window and two, the window shrinks by what is too much; below half of that
+/// requests that were there. Above a tenth of the window and one, the window shrinks by what is too much; below half of that
 /// it grows, doubling until it has shrunk for the first time. Only samples taken while the window was full count for growth.
 ///
 /// Answers that are not streamed have no first token. For them the time for each token is compared with the best: coarse,
@@ -142,7 +144,7 @@ impl Window {
         if first_tokens >= whole {
             let share = queued_s / f64::from(first_tokens) / self.residence_s.max(MIN_RESIDENCE_S);
             let waiting = share.min(1.0) * self.size;
-            let tolerated = 2.0 + 0.1 * self.size;
+            let tolerated = 1.0 + TOLERATED_SHARE * self.size;
             if waiting > tolerated {
                 self.doubling = false;
                 return self.resize(self.size - (waiting - tolerated).min(self.size / 4.0).max(1.0));
@@ -203,7 +205,7 @@ mod tests {
             let sizes = settled(seats, service_s, WindowConfig::default());
             let (low, high) = (*sizes.iter().min().unwrap(), *sizes.iter().max().unwrap());
             assert!(f64::from(low) >= seats, "{seats}: seats would idle at {low}");
-            assert!(f64::from(high) <= seats * 1.25 + 4.0, "{seats}: {high} is too many");
+            assert!(f64::from(high) <= seats * 1.2 + 3.0, "{seats}: {high} is too many");
         }
     }
 

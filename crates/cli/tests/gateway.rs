@@ -1,0 +1,180 @@
+//! `outrank serve --upstream` and `outrank check`: the binary before a server that is not real.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{FakeServer, FakeState, fails, file, json, outrank, run};
+use serde_json::json;
+
+/// A running gateway; it is killed with its test.
+struct Gateway {
+    child: Child,
+    url: String,
+}
+
+impl Gateway {
+    fn start(dir: &Path, args: &[&str]) -> Self {
+        let mut child = outrank(dir, &[&["serve", "--json", "--port", "0"][..], args].concat())
+            .env("OUTRANK_LOG", "trace")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let ready: serde_json::Value = serde_json::from_str(&line).expect("a ready line");
+        Self { url: ready["url"].as_str().unwrap().into(), child }
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Asks it to stop; gives its exit code and all that it logged.
+    fn stop(mut self) -> (Option<i32>, String) {
+        self.signal("-TERM");
+        let mut log = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        (self.child.wait().unwrap().code(), log)
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn client() -> reqwest::Client {
+    // An error means that another test of this process has installed it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::new()
+}
+
+/// Status and body of an answer.
+fn ask(url: &str, key: &str, prompt: &str) -> (u16, String) {
+    let body =
+        json!({ "model": "fake", "stream": true, "messages": [{ "role": "user", "content": prompt }] });
+    fetch(client().post(format!("{url}/v1/chat/completions")).bearer_auth(key).json(&body))
+}
+
+fn fetch(request: reqwest::RequestBuilder) -> (u16, String) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let response = request.send().await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    })
+}
+
+fn sha256(text: &str) -> String {
+    let mut child = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), text.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    String::from_utf8(output.stdout).unwrap().split_whitespace().next().unwrap().to_owned()
+}
+
+#[test]
+fn it_serves_reloads_its_keys_on_hangup_and_leaves_when_told_and_logs_neither_prompts_nor_keys() {
+    let (dir, upstream) = (tempfile::tempdir().unwrap(), FakeServer::start(FakeState::default()));
+    let with_key = |key: &str| {
+        let text = format!(
+            "[gateway]\nupstream = [\"{}\"]\n[[tenants]]\nname = \"a\"\nkey_sha256 = [\"{}\"]\n",
+            upstream.url,
+            sha256(key)
+        );
+        file(dir.path(), "outrank.toml", &text);
+    };
+    with_key("first-SECRET-key");
+    let gateway = Gateway::start(dir.path(), &["--journal", "j.jsonl"]);
+    let (status, text) = ask(&gateway.url, "first-SECRET-key", "say my-PRIVATE-words twice please");
+    assert!(status == 200 && text.ends_with("data: [DONE]\n\n"), "{status} {text}");
+    assert_eq!(ask(&gateway.url, "a-wrong-SECRET-key", "my-PRIVATE-words").0, 401);
+    let odd = format!("{}/v1/nothing/odd-SECRET-key", gateway.url);
+    assert_eq!(fetch(client().get(odd)).0, 404);
+    with_key("second-SECRET-key");
+    gateway.signal("-HUP");
+    let started = Instant::now();
+    while ask(&gateway.url, "second-SECRET-key", "my-PRIVATE-words").0 != 200 {
+        assert!(started.elapsed() < Duration::from_secs(10), "the new key is not taken");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(ask(&gateway.url, "first-SECRET-key", "my-PRIVATE-words").0, 401, "the old key is revoked");
+    file(dir.path(), "outrank.toml", "[gateway]\nupstreem = 3\n");
+    gateway.signal("-HUP");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(
+        ask(&gateway.url, "second-SECRET-key", "my-PRIVATE-words").0,
+        200,
+        "bad settings change nothing"
+    );
+    let (_, metrics) = fetch(client().get(format!("{}/metrics", gateway.url)));
+    assert!(metrics.contains("outrank_requests_total{outcome=\"completed\"}"));
+    let (code, log) = gateway.stop();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(
+        log.contains("settings reloaded") && log.contains("upstreem") && log.contains("refused"),
+        "{log}"
+    );
+    let journal = std::fs::read_to_string(dir.path().join("j.jsonl")).unwrap();
+    assert!(journal.contains("\"output_tokens\":"));
+    for (what, text) in [("log", &log), ("metrics", &metrics), ("journal", &journal)] {
+        assert!(!text.contains("PRIVATE") && !text.contains("SECRET"), "{what}: {text}");
+    }
+}
+
+#[test]
+fn check_says_whether_settings_are_good_and_upstreams_answer() {
+    let (dir, upstream) = (tempfile::tempdir().unwrap(), FakeServer::start(FakeState::default()));
+    let report = json(dir.path(), &["check", "--upstream", &upstream.url]);
+    assert_eq!(
+        (&report["upstreams"][0]["up"], &report["upstreams"][0]["says"]),
+        (&json!(true), &json!("serves fake"))
+    );
+    let (code, text) = fails_after_output(dir.path(), &["check", "--upstream", "http://127.0.0.1:9"]);
+    assert!(code == 1 && text.contains("not all upstreams answer"), "{text}");
+}
+
+/// Exit code and stderr of a run that prints a result and fails.
+fn fails_after_output(dir: &Path, args: &[&str]) -> (i32, String) {
+    let output = run(dir, args);
+    (output.status.code().unwrap(), common::stderr(&output))
+}
+
+#[test]
+fn settings_that_make_no_sense_are_wrong_usage_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let upstream = ["--upstream", "http://127.0.0.1:9"];
+    for (args, word) in [
+        (&["--upstream", "localhost:1"][..], "http://"),
+        (&["--upstream", "http://a weight=-1"], "weight"),
+        (&["--window", "4"], "--upstream"),
+        (&[&upstream[..], &["--model", "x.gguf"]].concat(), "engine"),
+        (&[&upstream[..], &["--policy", "ltr"]].concat(), "ltr"),
+        (&[&upstream[..], &["--mode", "push"]].concat(), "hold or stamp"),
+        (&[&upstream[..], &["--window", "0"]].concat(), "--window"),
+        (&[&upstream[..], &["--tls-cert", "c.pem"]].concat(), "--tls-key"),
+        (&[&upstream[..], &["--journal-mib", "3"]].concat(), "--journal"),
+        (&[&upstream[..], &["--stall-timeout-s", "0"]].concat(), "stall_timeout_s"),
+        (&[&upstream[..], &["--model-name", "x"]].concat(), "--model-name"),
+    ] {
+        for command in ["serve", "check"] {
+            let (code, text) = fails(dir.path(), &[&[command][..], args].concat());
+            assert!(code == 2 && text.contains(word), "{command} {args:?}: {code} {text}");
+        }
+    }
+    file(
+        dir.path(),
+        "outrank.toml",
+        "[gateway]\nupstream = [\"http://a\"]\n[[tenants]]\nname = \"a\"\nkey = \"plain\"\n",
+    );
+    let (code, text) = fails(dir.path(), &["check"]);
+    assert!(code == 2 && text.contains("key"), "{text}");
+}
