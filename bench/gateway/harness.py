@@ -154,10 +154,10 @@ def outrank(started, logs, binary, upstreams, mode="hold", name=None, flags=(), 
     return server.wait()
 
 
-def load(kind, url, timeout_s=900, **flags):
+def load(kind, url, wait_s=900, **flags):
     """One run of gwload; its JSON."""
     command = load_command(kind, url, **flags)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=wait_s)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
     return json.loads(done.stdout)

@@ -46,16 +46,13 @@ impl Client {
 
     /// Sends one request, waits for the whole answer and notes how it went. Time counts from `due`. False if none came.
     pub(crate) async fn request(&self, due: Instant) -> bool {
-        let mut transit_us = Vec::new();
-        let outcome = match timeout(self.limit, self.exchange(due, &mut transit_us)).await {
+        let outcome = match timeout(self.limit, self.exchange(due)).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(error)) => Outcome::error(error.kind().to_string(), due),
             Err(_) => Outcome::error("no answer in time".to_owned(), due),
         };
         let answered = outcome.status != 0;
-        let mut tally = self.tally();
-        tally.add(outcome);
-        tally.transit_us.append(&mut transit_us);
+        self.tally().add(outcome);
         answered
     }
 
@@ -63,7 +60,7 @@ impl Client {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn exchange(&self, due: Instant, transit_us: &mut Vec<u32>) -> io::Result<Outcome> {
+    async fn exchange(&self, due: Instant) -> io::Result<Outcome> {
         let (bytes, tokens) = self.requests.next();
         let mut connection = self.connect().await?;
         connection.writer.write_all(&bytes).await?;
@@ -72,7 +69,7 @@ impl Client {
         let mut first = None;
         while connection.reader.piece(&mut left, &mut body).await? {
             if self.stream && head.status == 200 {
-                events.read(&body, transit_us);
+                events.read(&body, &mut self.tally().transit_us);
             }
             if first.is_none() {
                 first = Some(Instant::now());
@@ -96,7 +93,6 @@ impl Client {
             retry_after: head.retry_after,
             ttft_us: micros(first.unwrap_or(end) - due),
             e2e_us: micros(end - due),
-            tokens: events.tokens,
             error: wrong.map(str::to_owned),
         })
     }

@@ -18,7 +18,6 @@ pub(crate) struct Outcome {
     pub(crate) retry_after: bool,
     pub(crate) ttft_us: u32,
     pub(crate) e2e_us: u32,
-    pub(crate) tokens: u32,
     pub(crate) error: Option<String>,
 }
 
@@ -26,7 +25,6 @@ pub(crate) struct Outcome {
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     ok: u64,
-    tokens: u64,
     statuses: BTreeMap<u16, u64>,
     errors: BTreeMap<String, u64>,
     refused_with_retry_after: u64,
@@ -40,14 +38,13 @@ pub(crate) struct Tally {
 impl Outcome {
     pub(crate) fn error(what: String, due: Instant) -> Self {
         let e2e_us = micros(due.elapsed());
-        Self { status: 0, retry_after: false, ttft_us: e2e_us, e2e_us, tokens: 0, error: Some(what) }
+        Self { status: 0, retry_after: false, ttft_us: e2e_us, e2e_us, error: Some(what) }
     }
 }
 
 impl Tally {
     pub(crate) fn add(&mut self, outcome: Outcome) {
         *self.statuses.entry(outcome.status).or_default() += 1;
-        self.tokens += u64::from(outcome.tokens);
         if let Some(error) = outcome.error {
             *self.errors.entry(error).or_default() += 1;
         } else if outcome.status == 200 {
@@ -63,7 +60,6 @@ impl Tally {
     /// Adds what another counted.
     pub(crate) fn merge(&mut self, other: Self) {
         self.ok += other.ok;
-        self.tokens += other.tokens;
         self.refused_with_retry_after += other.refused_with_retry_after;
         for (status, count) in other.statuses {
             *self.statuses.entry(status).or_default() += count;
@@ -83,7 +79,7 @@ impl Tally {
             "duration_s": duration_s,
             "ok": self.ok,
             "rate_per_s": self.ok as f64 / duration_s,
-            "tokens_per_s": self.tokens as f64 / duration_s,
+            "tokens_per_s": self.transit_us.len() as f64 / duration_s,
             "statuses": self.statuses,
             "errors": self.errors,
             "refused_with_retry_after": self.refused_with_retry_after,
