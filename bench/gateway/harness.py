@@ -104,6 +104,8 @@ class Server:
 def servers():
     """A list to add servers to; all are stopped at the end, the last started first."""
     started = []
+    # A terminated script ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     try:
         yield started
     finally:

@@ -15,6 +15,8 @@ use crate::fault::Fault;
 use crate::serve::{Connection, FOREVER, error, respond};
 use crate::state::{Logged, Mock, add};
 
+/// Tokens of an answer, at most.
+const MAX_TOKENS: u32 = 32_768;
 const STREAM_HEAD: &[u8] =
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\ntransfer-encoding: chunked\r\n\r\n";
 
@@ -73,6 +75,12 @@ pub(crate) async fn answer(
 ) -> Result<bool> {
     let id = mock.counts.received.fetch_add(1, Ordering::Relaxed);
     let tokens = asked.max_completion_tokens.or(asked.max_tokens).unwrap_or(mock.args.tokens);
+    if tokens == 0 || tokens > MAX_TOKENS {
+        add(&mock.counts.failed, 1);
+        let text = error(400, "max_tokens is 0, or more than the context holds");
+        respond(&mut connection.writer, 400, &text).await?;
+        return Ok(true);
+    }
     let arrived_ns = now_ns();
     let mut seated_ns = 0;
     let answer = Answer { mock, kind, asked, fault, id, tokens };
