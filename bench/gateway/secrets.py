@@ -89,10 +89,11 @@ def main():
     with tempfile.TemporaryDirectory() as folder, harness.servers() as started:
         folder = Path(folder)
         upstream = harness.mock(started, folder)
-        flags, keys = gateway_flags.tenants(folder, ["a", "b"], 8, 64, upstream_key=KEY_UPSTREAM, upstream=upstream.url)
+        flags, keys = gateway_flags.tenants(folder, ["a", "b"], 8, 64)
         journal = folder / "journal.jsonl"
-        gateway = harness.outrank(started, folder, args.outrank, [upstream], args.mode, flags=[*flags, *gateway_flags.journal(journal)],
-                                  env={"OUTRANK_LOG": "trace", "RUST_LOG": "trace", "RUST_BACKTRACE": "full"})
+        gateway = harness.outrank(started, folder, args.outrank, [f"{upstream.url} key_env={gateway_flags.UPSTREAM_KEY}"], args.mode,
+                                  flags=[*flags, *gateway_flags.journal(journal)],
+                                  env={gateway_flags.UPSTREAM_KEY: KEY_UPSTREAM, "OUTRANK_LOG": "trace", "RUST_LOG": "trace", "RUST_BACKTRACE": "full"})
         bodies, refused = send(gateway.port, keys, upstream)
         time.sleep(1.0)
         places = {"metrics": harness.ask(gateway.port, "/metrics")[2], "openapi": harness.ask(gateway.port, "/openapi.json")[2]}

@@ -58,7 +58,7 @@ def gauges(server):
     except OSError:
         return {}
     found = {}
-    for name, value in re.findall(r"^(outrank_(?:queue_depth|running|in_flight|window)\w*)(?:\{[^}]*\})? ([0-9.eE+-]+)$", text, re.M):
+    for name, value in re.findall(r"^(outrank_(?:queue_depth|running|upstream_inflight|upstream_window|connections)\w*)(?:\{[^}]*\})? ([0-9.eE+-]+)$", text, re.M):
         found[name] = found.get(name, 0.0) + float(value)
     return found
 
@@ -158,8 +158,8 @@ def tenants(args, logs):
             seats = SEATS // 2 if case == "alone" else SEATS
             with harness.servers() as started, tempfile.TemporaryDirectory() as folder:
                 upstream = harness.mock(started, logs, seats=seats, **SERVICE)
-                flags, keys = gateway_flags.tenants(folder, ["a", "b"], seats, args.queue, upstream.url)
-                gateway = harness.outrank(started, logs, args.outrank, [] if gateway_flags.CONFIG_NAMES_UPSTREAM else [upstream], "hold", flags=flags)
+                flags, keys = gateway_flags.tenants(folder, ["a", "b"], seats, args.queue)
+                gateway = harness.outrank(started, logs, args.outrank, [upstream], "hold", flags=flags)
                 common = dict(stream=True, max_tokens=TOKENS, duration_s=args.tenant_s, warm_up_s=5)
                 other = None
                 if case == "beside":
