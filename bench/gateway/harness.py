@@ -211,6 +211,9 @@ def commit(of=ROOT):
 def binary_facts(binary):
     """Version and checkout of a binary of outrank."""
     version = subprocess.run([str(binary), "--version"], capture_output=True, text=True).stdout.strip()
+    # A binary that was moved away from its checkout: whoever moved it says what it is.
+    if "OUTRANK_COMMIT" in os.environ:
+        return {"version": version, "commit": os.environ["OUTRANK_COMMIT"]}
     checkout = Path(binary).resolve().parent.parent.parent
     return {"version": version, "commit": commit(checkout) if (checkout / ".git").exists() else "unknown"}
 

@@ -120,7 +120,7 @@ def main():
     parser.add_argument("--threads", type=int, default=1, help="of llama-server; two wait for each other on a busy machine, and are then far slower")
     parser.add_argument("--cap", type=int, default=96, help="longest answer in tokens")
     parser.add_argument("--bursts", default="40")
-    parser.add_argument("--rates", default="1.0")
+    parser.add_argument("--rates", default="1.6")
     parser.add_argument("--duration-s", type=float, default=40.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--flags", default="", help="further flags of outrank serve")

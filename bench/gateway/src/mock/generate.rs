@@ -30,6 +30,7 @@ pub(crate) enum Kind {
 /// The parts of a request that matter here.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Asked {
+    model: Option<String>,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
     #[serde(default)]
@@ -79,6 +80,11 @@ pub(crate) async fn answer(
         add(&mock.counts.failed, 1);
         let text = error(400, "max_tokens is 0, or more than the context holds");
         respond(&mut connection.writer, 400, &text).await?;
+        return Ok(true);
+    }
+    if asked.model.as_ref().is_some_and(|model| *model != mock.args.model) {
+        add(&mock.counts.failed, 1);
+        respond(&mut connection.writer, 404, &error(404, "no such model")).await?;
         return Ok(true);
     }
     let arrived_ns = now_ns();
