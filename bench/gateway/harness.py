@@ -218,6 +218,17 @@ def binary_facts(binary):
     return {"version": version, "commit": commit(checkout) if (checkout / ".git").exists() else "unknown"}
 
 
+def command_line(script, binary):
+    """The command that was given, without the folders of this machine."""
+    shown, words = [], iter(sys.argv[1:])
+    for word in words:
+        if word in ("--shared", "--out"):
+            next(words, None)
+        else:
+            shown.append("target/release/outrank" if binary and word == str(binary) else word)
+    return " ".join([script, *shown])
+
+
 def load_average():
     return os.getloadavg()[0]
 

@@ -167,8 +167,8 @@ def main():
         versions = {"vllm-router": "0.1.17", "sglang-router": "0.3.2", "harness": harness.commit()}
         if args.outrank:
             facts = harness.binary_facts(args.outrank)
-            versions["outrank"] = f"{facts['version']} at {facts['commit']}"
-        command = "make bench-gateway" + (f" ROUNDS={args.rounds}" if args.rounds != 9 else "")
+            versions[facts["version"]] = f"at {facts['commit']}"
+        command = harness.command_line("bench/gateway/overhead.sh", args.outrank)
         strip = lambda server: " ".join(server.command).replace(str(harness.ROOT) + "/", "").replace(str(args.outrank), "outrank")
         result = {"facts": {"command": command, "rounds": args.rounds, "slice_s": args.slice_s, "machine": harness.machine(),
                             "load": spread([row["load_before"] for row in rows]), "shared": args.shared, "versions": versions,

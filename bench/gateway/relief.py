@@ -143,7 +143,7 @@ def main():
                         f"{found['tokens_per_s']:.0f} tokens/s, TTFT p99 {FIGURES['TTFT p99, s'](found):.1f} s, E2E p99 "
                         f"{FIGURES['E2E p99, s'](found):.1f} s, {found['failed']} failed, {found['duration_s']:.0f} s")
     version = args.llama_server.parent / "version.txt"
-    facts = {"command": "make bench-relief", "rounds": args.rounds, "machine": harness.machine(), "shared": args.shared,
+    facts = {"command": harness.command_line("bench/gateway/relief.sh", args.outrank), "rounds": args.rounds, "machine": harness.machine(), "shared": args.shared,
              "load": spread([run["load_before"] for run in runs]), "seats": args.seats, "context": args.seats * args.context,
              "threads": args.threads, "cap": args.cap, "flags": f"--ranker own.outrank {args.flags}".strip(),
              "llama_server": "llama-server of " + " ".join(version.read_text().split("\n")[0:1]) if version.exists() else "llama-server",

@@ -255,10 +255,10 @@ def main():
             text += globals()[f"{name}_text"](parts[name])
             loads.append(harness.load_average())
     ours = harness.binary_facts(args.outrank) if args.outrank else {"version": "no outrank", "commit": "-"}
-    facts = {"command": f"make soak-gateway ({args.parts})", "machine": harness.machine(), "load": [min(loads), max(loads)], "shared": args.shared,
+    facts = {"command": harness.command_line("python3 bench/gateway/soak.py", args.outrank), "machine": harness.machine(), "load": [min(loads), max(loads)], "shared": args.shared,
              "outrank": ours, "harness": harness.commit(), "parts": args.parts}
     head = ["# Long and heavy load through the gateway\n",
-            f"Command: `make soak-gateway`. {ours['version']} at {ours['commit']}, harness {facts['harness']}; {facts['machine']['cores']} cores "
+            f"Command: `{facts['command']}`. {ours['version']} at {ours['commit']}, harness {facts['harness']}; {facts['machine']['cores']} cores "
             f"({facts['machine']['cpu']}), shared by mock, gateway and client; load average {min(loads):.1f} to {max(loads):.1f} between the parts: {args.shared}."]
     harness.write(args.out, "soak", {"facts": facts, "parts": parts}, "\n".join(head + text) + "\n")
 
