@@ -15,7 +15,7 @@ use crate::fault::Fault;
 use crate::serve::{Connection, FOREVER, error, respond};
 use crate::state::{Logged, Mock, add};
 
-/// Tokens of an answer, at most.
+/// Tokens of an answer, at most: what the context holds.
 const MAX_TOKENS: u32 = 32_768;
 const STREAM_HEAD: &[u8] =
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -31,8 +31,8 @@ pub(crate) enum Kind {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Asked {
     model: Option<String>,
-    max_tokens: Option<u32>,
-    max_completion_tokens: Option<u32>,
+    max_tokens: Option<u64>,
+    max_completion_tokens: Option<u64>,
     #[serde(default)]
     stream: bool,
     stream_options: Option<StreamOptions>,
@@ -75,10 +75,12 @@ pub(crate) async fn answer(
     fault: Option<Fault>,
 ) -> Result<bool> {
     let id = mock.counts.received.fetch_add(1, Ordering::Relaxed);
-    let tokens = asked.max_completion_tokens.or(asked.max_tokens).unwrap_or(mock.args.tokens);
-    if tokens == 0 || tokens > MAX_TOKENS {
+    let asked_for = asked.max_completion_tokens.or(asked.max_tokens);
+    let tokens = asked_for.map_or(mock.args.tokens, |count| u32::try_from(count).unwrap_or(u32::MAX));
+    let tokens = tokens.min(MAX_TOKENS);
+    if tokens == 0 {
         add(&mock.counts.failed, 1);
-        let text = error(400, "max_tokens is 0, or more than the context holds");
+        let text = error(400, "max_tokens must be at least 1");
         respond(&mut connection.writer, 400, &text).await?;
         return Ok(true);
     }
