@@ -44,13 +44,14 @@ def llama(started, logs, args, number):
     return server.wait()
 
 
-def run(args, logs, number, case, behind, seed, ranker):
-    """One run. `behind`: behind outrank, or straight at the server."""
+def run(args, logs, number, case, way, seed, ranker):
+    """One run: `plain`, straight at the server, or `outrank` and flags, behind it."""
     with harness.servers() as started:
         server = llama(started, logs, args, number)
         target = server
+        behind = way != "plain"
         if behind:
-            flags = ["--ranker", str(ranker), *args.flags.split()]
+            flags = ["--ranker", str(ranker), *way.split()[1:]]
             target = harness.outrank(started, logs, args.outrank, [server], "hold", name=f"outrank-{number}", flags=flags)
         command = [args.bench or args.outrank, "bench", "--url", target.url, "--trace", args.trace, "--held-out", "--ranker", ranker,
                    "--lengths", "recorded", "--max-tokens", args.cap, "--seed", seed, "--warm-up", args.seats, "--json",
@@ -63,9 +64,15 @@ def run(args, logs, number, case, behind, seed, ranker):
         if behind:
             used = target.usage()
             found["gateway"] = used
-            found["gateway_metrics"] = harness.ask(target.port, "/metrics")[2][-20000:]
+            found["gateway_window"] = window(target)
         found["load_before"] = load
         return found
+
+
+def window(gateway):
+    """The window that the gateway had in the end."""
+    lines = harness.ask(gateway.port, "/metrics")[2].splitlines()
+    return [float(line.split()[-1]) for line in lines if line.startswith("outrank_upstream_window")]
 
 
 def cases(args):
@@ -75,6 +82,14 @@ def cases(args):
     for rate in filter(None, args.rates.split(",")):
         named[f"Poisson at {rate}/s for {args.duration_s:g} s"] = ["--arrivals", f"poisson:{rate}", "--duration-s", args.duration_s]
     return named
+
+
+def bar(name, ratio):
+    if name not in BARS or not ratio:
+        return ""
+    word, limit = BARS[name]
+    met = ratio[1] <= limit if word == "at most" else ratio[1] >= limit
+    return f"{word} {limit}: {'met' if met else 'NOT MET'}"
 
 
 def table(facts, runs):
@@ -88,23 +103,21 @@ def table(facts, runs):
     for case in dict.fromkeys(run["case"] for run in runs):
         mine = [run for run in runs if run["case"] == case]
         plain = {run["round"]: run for run in mine if run["way"] == "plain"}
-        ours = {run["round"]: run for run in mine if run["way"] == "outrank"}
-        text += [f"\n## {case}\n", "| | llama-server as it is | behind outrank | ratio | bar |\n|---|---|---|---|---|"]
+        ways = [way for way in dict.fromkeys(run["way"] for run in mine) if way != "plain"]
+        text += [f"\n## {case}\n", "| | llama-server as it is |" + "".join(f" `{way}` | ratio | bar |" for way in ways),
+                 "|---|---|" + "---|---|---|" * len(ways)]
         for name, figure in FIGURES.items():
-            both = [r for r in plain if r in ours]
-            ratio = spread([figure(ours[r]) / figure(plain[r]) for r in both]) if both else None
-            bar = ""
-            if name in BARS and ratio:
-                word, limit = BARS[name]
-                met = ratio[1] <= limit if word == "at most" else ratio[1] >= limit
-                bar = f"{word} {limit}: {'met' if met else 'NOT MET'}"
             digits = 3 if "token" in name and "throughput" not in name or "TPOT" in name else 2
-            text.append(f"| {name} | {show(spread([figure(run) for run in plain.values()]), digits)} | "
-                        f"{show(spread([figure(run) for run in ours.values()]), digits)} | {show(ratio, 3)} | {bar} |")
+            line = f"| {name} | {show(spread([figure(run) for run in plain.values()]), digits)} |"
+            for way in ways:
+                ours = {run["round"]: run for run in mine if run["way"] == way}
+                ratio = spread([figure(ours[r]) / figure(plain[r]) for r in plain if r in ours])
+                line += f" {show(spread([figure(run) for run in ours.values()]), digits)} | {show(ratio, 3)} | {bar(name, ratio)} |"
+            text.append(line)
         failed = sum(run["failed"] for run in mine)
         text.append(f"\n{sum(run['requests'] for run in mine)} requests, {failed} failed; lengths as recorded: "
-                    f"{min(run['as_recorded'] or 0 for run in mine):.2f} (least of the runs); tau-b of the ranker on what was served "
-                    f"{show(spread([run['tau_b'] for run in mine]))}.")
+                    f"{min(run['as_recorded'] or 0 for run in mine):.2f} (least of the runs). Window in the end: "
+                    + "; ".join(f"`{way}` {[run['gateway_window'][0] for run in mine if run['way'] == way and run['gateway_window']]}" for way in ways) + ".")
     return "\n".join(text) + "\n"
 
 
@@ -123,8 +136,7 @@ def main():
     parser.add_argument("--rates", default="1.6")
     parser.add_argument("--duration-s", type=float, default=40.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--flags", default="", help="further flags of outrank serve")
-    parser.add_argument("--ways", default="plain,outrank")
+    parser.add_argument("--ways", default="plain,outrank", help="plain, and outrank with flags: plain,outrank,outrank --window 5")
     parser.add_argument("--shared", default="the machine was shared with other builds")
     parser.add_argument("--out", type=Path, default=harness.ROOT / "results/gateway")
     args = parser.parse_args()
@@ -135,9 +147,9 @@ def main():
         for turn in range(args.rounds):
             for case, flags in cases(args).items():
                 ways = args.ways.split(",")
-                for way in ways if turn % 2 == 0 else reversed(ways):
+                for way in ways[turn % len(ways):] + ways[:turn % len(ways)]:
                     number += 1
-                    found = run(args, logs, number, flags, way == "outrank", turn + 1, ranker)
+                    found = run(args, logs, number, flags, way, turn + 1, ranker)
                     runs.append({"round": turn, "case": case, "way": way, **found})
                     say(f"round {turn + 1}/{args.rounds} {case} {way}: s/token {FIGURES['s/token mean'](found):.3f}, "
                         f"{found['tokens_per_s']:.0f} tokens/s, TTFT p99 {FIGURES['TTFT p99, s'](found):.1f} s, E2E p99 "
@@ -145,7 +157,7 @@ def main():
     version = args.llama_server.parent / "version.txt"
     facts = {"command": harness.command_line("bench/gateway/relief.sh", args.outrank), "rounds": args.rounds, "machine": harness.machine(), "shared": args.shared,
              "load": spread([run["load_before"] for run in runs]), "seats": args.seats, "context": args.seats * args.context,
-             "threads": args.threads, "cap": args.cap, "flags": f"--ranker own.outrank {args.flags}".strip(),
+             "threads": args.threads, "cap": args.cap, "flags": "--ranker own.outrank",
              "llama_server": "llama-server of " + " ".join(version.read_text().split("\n")[0:1]) if version.exists() else "llama-server",
              "outrank": harness.binary_facts(args.outrank), "harness": harness.commit(), "took_s": round(time.time() - began)}
     harness.write(args.out, "relief", {"facts": facts, "runs": runs}, table(facts, runs))
