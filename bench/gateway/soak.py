@@ -195,6 +195,10 @@ def streams_text(part):
         text.append(f"| {name} | {run['duration_s']:.0f} | {run['ok']:,} | {run['tokens_per_s']:,.0f} | {failed} | {transit['p50']:.2f} | {transit['p99']:.2f} | "
                     f"{transit['p999']:.2f} | {run['ttft_ms']['p99']:.1f} | {'-' if cpu is None else f'{cpu:.1f}'} |")
     if "gateway" in part:
+        windows = part["ways"]["outrank"]["windows"]
+        of = lambda key: harness.show(harness.spread([window["transit_ms"][key] for window in windows]))
+        text.append(f"\nToken transit through outrank in {len(windows)} windows of 30 s, least **median** greatest: p50 {of('p50')} ms, p99 {of('p99')} ms, "
+                    f"longest {of('max')} ms.")
         it = part["gateway"]
         first, last = it["rss_kib_first_and_last_third"]
         files = it["open_files_first_and_last_third"]
@@ -230,6 +234,13 @@ def tenants_text(part):
     return text
 
 
+def head(facts):
+    ours, loads = facts["outrank"], facts["load"]
+    return ["# Long and heavy load through the gateway\n",
+            f"Command: `{facts['command']}`. {ours['version']} at {ours['commit']}, harness {facts['harness']}; {facts['machine']['cores']} cores "
+            f"({facts['machine']['cpu']}), shared by mock, gateway and client; load average {min(loads):.1f} to {max(loads):.1f} between the parts: {facts['shared']}."]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--outrank", type=Path)
@@ -247,7 +258,7 @@ def main():
     parser.add_argument("--shared", default="the machine was shared with other builds")
     parser.add_argument("--out", type=Path, default=harness.ROOT / "results/gateway")
     args = parser.parse_args()
-    loads = [harness.load_average()]
+    loads, code = [harness.load_average()], harness.commit()
     parts, text = {}, []
     with tempfile.TemporaryDirectory() as logs:
         for name in args.parts.split(","):
@@ -256,11 +267,10 @@ def main():
             loads.append(harness.load_average())
     ours = harness.binary_facts(args.outrank) if args.outrank else {"version": "no outrank", "commit": "-"}
     facts = {"command": harness.command_line("python3 bench/gateway/soak.py", args.outrank), "machine": harness.machine(), "load": [min(loads), max(loads)], "shared": args.shared,
-             "outrank": ours, "harness": harness.commit(), "parts": args.parts}
-    head = ["# Long and heavy load through the gateway\n",
-            f"Command: `{facts['command']}`. {ours['version']} at {ours['commit']}, harness {facts['harness']}; {facts['machine']['cores']} cores "
-            f"({facts['machine']['cpu']}), shared by mock, gateway and client; load average {min(loads):.1f} to {max(loads):.1f} between the parts: {args.shared}."]
-    harness.write(args.out, "soak", {"facts": facts, "parts": parts}, "\n".join(head + text) + "\n")
+             "outrank": ours, "harness": code, "parts": args.parts}
+    text = head(facts) + text
+    name = "-".join(["soak", *args.parts.split(",")]) if args.parts != "streams,overload,tenants" else "soak"
+    harness.write(args.out, name, {"facts": facts, "parts": parts}, "\n".join(text) + "\n")
 
 
 if __name__ == "__main__":
