@@ -239,4 +239,3 @@ def write(folder, name, result, text):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     (folder / f"{name}.md").write_text(text)
-    print(text)
