@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import platform
+import shlex
 import signal
 import socket
 import statistics
@@ -226,7 +227,7 @@ def command_line(script, binary):
             next(words, None)
         else:
             shown.append("target/release/outrank" if binary and word == str(binary) else word)
-    return " ".join([script, *shown])
+    return " ".join([script, *map(shlex.quote, shown)])
 
 
 def load_average():
@@ -239,3 +240,4 @@ def write(folder, name, result, text):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     (folder / f"{name}.md").write_text(text)
+    say(f"wrote {name}.md and {name}.json")
