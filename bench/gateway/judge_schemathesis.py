@@ -35,7 +35,7 @@ def main():
                 command += ["--header", f"Authorization: Bearer {key}"]
             harness.say(f"{case}: {len(paths)} paths: {' '.join(paths)}")
             done = subprocess.run([str(part) for part in command], cwd=folder, capture_output=True, text=True, timeout=1500)
-            print(done.stdout[-6000:], done.stderr[-1500:])
+            print(done.stdout[-20000:], done.stderr[-1500:])
             alive = harness.ask(gateway.port, "/v1/chat/completions", harness.chat(), key=key)[0] == 200
             panics = gateway.log.read_text(errors="replace").count("panicked")
             bad = done.returncode != 0 or not alive or panics > 0

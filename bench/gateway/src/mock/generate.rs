@@ -31,10 +31,9 @@ pub(crate) enum Kind {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Asked {
     model: Option<String>,
-    max_tokens: Option<u64>,
-    max_completion_tokens: Option<u64>,
-    #[serde(default)]
-    stream: bool,
+    max_tokens: Option<f64>,
+    max_completion_tokens: Option<f64>,
+    stream: Option<bool>,
     stream_options: Option<StreamOptions>,
     user: Option<String>,
     priority: Option<i64>,
@@ -76,7 +75,7 @@ pub(crate) async fn answer(
 ) -> Result<bool> {
     let id = mock.counts.received.fetch_add(1, Ordering::Relaxed);
     let asked_for = asked.max_completion_tokens.or(asked.max_tokens);
-    let tokens = asked_for.map_or(mock.args.tokens, |count| u32::try_from(count).unwrap_or(u32::MAX));
+    let tokens = asked_for.map_or(mock.args.tokens, |count| count as u32); // A cast saturates.
     let tokens = tokens.min(MAX_TOKENS);
     if tokens == 0 {
         add(&mock.counts.failed, 1);
@@ -141,7 +140,7 @@ impl Answer<'_> {
         let priority = if args.by_priority { self.asked.priority.unwrap_or(0) } else { 0 };
         let _seat = self.mock.seats.take(priority).await;
         *seated_ns = now_ns();
-        if self.asked.stream { self.stream(writer).await } else { self.whole(writer).await }
+        if self.asked.stream.unwrap_or(false) { self.stream(writer).await } else { self.whole(writer).await }
     }
 
     async fn whole(&self, writer: &mut tokio::net::tcp::OwnedWriteHalf) -> Result<End> {
