@@ -13,7 +13,7 @@ pub(crate) enum Fault {
     Slow(u64),
     /// `cut:N`: resets the connection mid-stream.
     Cut(u32),
-    /// `eof:N`: ends the body properly, without finish_reason or [DONE].
+    /// `eof:N`: ends the body properly, without finish_reason or `[DONE]`.
     Eof(u32),
     /// `malformed:N`: sends an event that is not JSON, then goes on.
     Malformed(u32),

@@ -213,7 +213,7 @@ impl Answer<'_> {
         }
     }
 
-    /// The reason for the end, usage if asked for, and [DONE].
+    /// The reason for the end, usage if asked for, and `[DONE]`.
     fn last_events(&self) -> String {
         let (id, model) = (self.id, &self.mock.args.model);
         let (prefix, object, content) = match self.kind {
