@@ -12,7 +12,7 @@ PORT      ?= 8000
 NEXTEST   := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 TRACE     := traces/smollm2-135m.jsonl.gz
 
-.PHONY: test-vllm test-vllm-contract help setup model build serve test check demo ranker trace paper reality reality-cpu ranker-table simulated bench-sim bench-plan bench-score bench-engine clean
+.PHONY: gateway-bench bench-gateway bench-relief soak-gateway faults-gateway judge-openai judge-schemathesis judge-guidellm secrets-gateway judges test-vllm test-vllm-contract help setup model build serve test check demo ranker trace paper reality reality-cpu ranker-table simulated bench-sim bench-plan bench-score bench-engine clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -88,6 +88,38 @@ bench-score: ## cost of scoring one prompt
 
 bench-engine: model ## decode throughput against a bare llama.cpp batch loop
 	cargo bench -p outrank-engine --bench throughput
+
+GATEWAY := bench/gateway
+
+bench-gateway: build ## overhead of the gateway beside vllm-router and sglang-router, into results/gateway (ten minutes)
+	@bash $(GATEWAY)/overhead.sh --outrank $(OUTRANK) $(if $(ROUNDS),--rounds $(ROUNDS))
+
+bench-relief: build ## llama.cpp's server as it is, and behind the gateway, into results/gateway (its build: ten minutes)
+	@bash $(GATEWAY)/relief.sh --outrank $(OUTRANK) $(if $(ROUNDS),--rounds $(ROUNDS))
+
+gateway-bench: build
+	@cargo build --release --locked --quiet -p outrank-gateway-bench
+
+soak-gateway: gateway-bench ## 2,000 streams for ten minutes, overload and two tenants, into results/gateway (half an hour)
+	@python3 $(GATEWAY)/soak.py --outrank $(OUTRANK)
+
+faults-gateway: gateway-bench ## upstreams that fail in every way, from outside: nothing lost, nothing doubled
+	@python3 $(GATEWAY)/faults.py --outrank $(OUTRANK)
+
+judge-openai: gateway-bench ## the openai client from PyPI against the gateway
+	@bash $(GATEWAY)/venvs.sh judges
+	@.venv/judges/bin/python $(GATEWAY)/judge_openai.py --outrank $(OUTRANK)
+
+judge-schemathesis: build ## schemathesis from PyPI against the gateway's OpenAPI document
+	@bash $(GATEWAY)/schemathesis.sh $(OUTRANK)
+
+judge-guidellm: build ## guidellm from PyPI loads the gateway, into results/gateway
+	@bash $(GATEWAY)/guidellm.sh $(OUTRANK)
+
+secrets-gateway: gateway-bench ## greps log, metrics, journal and errors of the gateway for prompts and keys
+	@python3 $(GATEWAY)/secrets.py --outrank $(OUTRANK)
+
+judges: judge-openai judge-schemathesis judge-guidellm secrets-gateway faults-gateway ## all of the outside judges
 
 clean: ## removes what was built, not the model
 	cargo clean
