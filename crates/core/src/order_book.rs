@@ -1,5 +1,7 @@
 //! The order of requests for hosts that own their queue, their seats and their memory, such as vLLM.
 
+mod seats;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, DefaultHasher};
 
@@ -8,19 +10,15 @@ use thiserror::Error;
 
 use crate::entry::{Entry, Estimates, Prediction};
 use crate::scheduler::{MIN_BACKLOG_S, load_moved};
+use crate::starvation::StarvationTimers;
 use crate::{
-    Hysteresis, Key, MonitorSettings, Place, Policy, Preemption, Rank, RankMonitor, RankQueue, Request,
-    RequestId, Score, ServiceModel, State, StepSample, Timestamp, Trust,
+    MonitorSettings, Place, Policy, Rank, RankMonitor, RankQueue, Request, RequestId, Score, ServiceModel,
+    State, StepSample, Timestamp, Trust,
 };
-
-/// Output tokens after which the key of a running request is taken anew.
-const KEY_REFRESH_TOKENS: u32 = 8;
 
 /// A policy that an [`OrderBook`] cannot serve.
 #[derive(Clone, PartialEq, Debug, Error)]
-#[error(
-    "policy `{0}` preempts at every step or promotes, which needs a host that leaves seats to the scheduler"
-)]
+#[error("policy `{0}` orders by time: those who wait change places, which needs a host whose queue is the scheduler's")]
 pub struct UnsuitedPolicy(pub &'static str);
 
 /// How a request ended.
@@ -38,7 +36,8 @@ pub enum End {
 ///
 /// [`crate::Scheduler`] decides everything about a step; a host like vLLM leaves only the order of its own queue to others.
 /// Both take keys, loads and verdicts from the same [`Policy`], estimates and [`RankMonitor`]. The host reports what it
-/// did, and asks which keys have changed.
+/// did, and asks which ranks have changed and who should lose a seat. Memory stays the host's: a request that ranks ahead
+/// takes a seat, never blocks alone.
 #[derive(Debug)]
 pub struct OrderBook {
     policy: Box<dyn Policy>,
@@ -50,9 +49,13 @@ pub struct OrderBook {
     running: Vec<usize>,
     estimates: Estimates,
     monitor: RankMonitor,
+    timers: StarvationTimers,
+    /// Steps that the host has taken.
+    steps: u64,
+    promotions: u64,
     arrivals: u64,
     finished: u64,
-    changed: Vec<(RequestId, Key)>,
+    changed: Vec<(RequestId, Rank)>,
     all_changed: bool,
 }
 
@@ -60,7 +63,7 @@ impl OrderBook {
     /// A book for a host with so many seats. `unscored_tokens` is what a request without score is taken for.
     ///
     /// # Errors
-    /// [`UnsuitedPolicy`] if the policy needs a host that leaves its seats to the scheduler.
+    /// [`UnsuitedPolicy`] if keys of those who wait change with time.
     pub fn new(
         policy: Box<dyn Policy>,
         seats: u32,
@@ -69,8 +72,7 @@ impl OrderBook {
         monitor: MonitorSettings,
     ) -> Result<Self, UnsuitedPolicy> {
         let estimates = Estimates::first(service, unscored_tokens);
-        let timed = policy.rekey_interval_s().is_some();
-        if timed || policy.starvation().is_some() || policy.preemption(estimates.load) == Preemption::Always {
+        if policy.rekey_interval_s().is_some() {
             return Err(UnsuitedPolicy(policy.name()));
         }
         Ok(Self {
@@ -82,6 +84,9 @@ impl OrderBook {
             running: Vec::new(),
             estimates,
             monitor: RankMonitor::new(monitor),
+            timers: StarvationTimers::default(),
+            steps: 0,
+            promotions: 0,
             arrivals: 0,
             finished: 0,
             changed: Vec::new(),
@@ -89,8 +94,8 @@ impl OrderBook {
         })
     }
 
-    /// A request joins the host's queue. Returns its key, or `None` if its id is in use.
-    pub fn submit(&mut self, now: Timestamp, request: Request, score: Option<Score>) -> Option<Key> {
+    /// A request joins the host's queue. Returns its rank, or `None` if its id is in use.
+    pub fn submit(&mut self, now: Timestamp, request: Request, score: Option<Score>) -> Option<Rank> {
         if self.slots.contains_key(&request.id) {
             return None;
         }
@@ -103,7 +108,8 @@ impl OrderBook {
         self.slots.insert(id, slot);
         self.count_work(slot);
         self.enqueue(slot);
-        Some(self.entries[slot].rank.key)
+        self.start_starvation_timer(slot);
+        Some(self.entries[slot].rank)
     }
 
     /// The score of a request has come. It moves, if it still waits.
@@ -117,7 +123,7 @@ impl OrderBook {
             self.waiting.remove(self.entries[slot].rank);
             self.enqueue(slot);
         }
-        self.changed.push((id, self.entries[slot].rank.key));
+        self.changed.push((id, self.entries[slot].rank));
     }
 
     /// The host gave a request a seat.
@@ -136,9 +142,9 @@ impl OrderBook {
         self.running.push(slot);
     }
 
-    /// The host took a request off its seat, by advice or for memory, and will compute it again. Returns its key in the
+    /// The host took a request off its seat, by advice or for memory, and will compute it again. Returns its rank in the
     /// queue, or `None` if it had no seat.
-    pub fn paused(&mut self, now: Timestamp, id: RequestId) -> Option<Key> {
+    pub fn paused(&mut self, now: Timestamp, id: RequestId) -> Option<Rank> {
         let slot = *self.slots.get(&id)?;
         if self.entries[slot].state != State::Running {
             return None;
@@ -149,7 +155,8 @@ impl OrderBook {
         (entry.state, entry.computed_tokens) = (State::Paused, 0);
         entry.preemptions += 1;
         self.enqueue(slot);
-        Some(self.entries[slot].rank.key)
+        self.start_starvation_timer(slot);
+        Some(self.entries[slot].rank)
     }
 
     /// A running request has generated so many tokens by now.
@@ -171,6 +178,7 @@ impl OrderBook {
     pub fn ended(&mut self, now: Timestamp, id: RequestId, tokens: u32, end: End) {
         let Some(slot) = self.slots.remove(&id) else { return };
         self.estimates.now = now;
+        self.stop_starvation_timer(slot);
         if self.entries[slot].state == State::Running {
             self.running.retain(|&other| other != slot);
         } else {
@@ -194,41 +202,41 @@ impl OrderBook {
         }
     }
 
-    /// Follows the load, and returns the requests whose key has changed since the last call, with their key; a request may
-    /// come twice, and its last key counts.
-    pub fn changed(&mut self, now: Timestamp) -> Vec<(RequestId, Key)> {
+    /// Follows the load, promotes who starves, and returns the requests whose rank has changed since the last call, with
+    /// their rank; a request may come twice, and its last rank counts.
+    pub fn changed(&mut self, now: Timestamp) -> Vec<(RequestId, Rank)> {
         self.estimates.now = now;
         self.follow_load();
+        self.promote_starving();
         if std::mem::take(&mut self.all_changed) {
             self.changed.clear();
             return self
                 .waiting
                 .iter()
-                .map(|place| (self.entries[place.slot].request.id, place.rank.key))
+                .map(|place| (self.entries[place.slot].request.id, place.rank))
                 .collect();
         }
         std::mem::take(&mut self.changed)
     }
 
-    /// Running requests that should lose their seat to those first in the queue, the worst first, while `free_seats` are
-    /// free. It limits itself as the policy's [`Hysteresis`] says.
-    pub fn victims(&mut self, now: Timestamp, free_seats: usize) -> Vec<RequestId> {
-        self.estimates.now = now;
-        let Preemption::Limited(limits) = self.policy.preemption(self.estimates.load) else {
-            return Vec::new();
-        };
-        if free_seats > 0 || self.waiting.is_empty() {
-            return Vec::new();
-        }
-        let worst_first = self.rank_running(limits);
-        let pairs = self.waiting.iter().zip(worst_first);
-        let taken = pairs.take_while(|&(place, victim)| self.displaces(place, victim, limits));
-        taken.map(|(_, (_, slot))| self.entries[slot].request.id).collect()
-    }
-
     /// Requests that wait and that run, as reported.
     pub fn occupancy(&self) -> (usize, usize) {
         (self.waiting.len(), self.running.len())
+    }
+
+    /// Requests that ended with their answer.
+    pub fn finished(&self) -> u64 {
+        self.finished
+    }
+
+    /// Promotions by starvation prevention so far.
+    pub fn promotions(&self) -> u64 {
+        self.promotions
+    }
+
+    /// Whether the policy reads the tokens of running requests in every step.
+    pub fn follows_every_token(&self) -> bool {
+        self.policy.preemption(self.estimates.load) == crate::Preemption::Always
     }
 
     /// Measured step costs.
@@ -289,30 +297,6 @@ impl OrderBook {
             self.refresh_rank(self.running[at]);
         }
         self.all_changed = true;
-    }
-
-    /// Running requests that may be paused, the worst rank first, no more than may be in one step.
-    fn rank_running(&mut self, limits: Hysteresis) -> Vec<(Rank, usize)> {
-        let mut ranked = Vec::with_capacity(self.running.len());
-        for at in 0..self.running.len() {
-            let slot = self.running[at];
-            let entry = &self.entries[slot];
-            if entry.generated_tokens >= entry.ranked_at_tokens + KEY_REFRESH_TOKENS {
-                self.refresh_rank(slot);
-            }
-            if self.entries[slot].preemptions < limits.max_per_request {
-                ranked.push((self.entries[slot].rank, slot));
-            }
-        }
-        ranked.sort_unstable_by(|a, b| b.cmp(a));
-        ranked.truncate(limits.max_per_step as usize);
-        ranked
-    }
-
-    fn displaces(&self, waiting: &Place, victim: (Rank, usize), limits: Hysteresis) -> bool {
-        let (rank, slot) = victim;
-        let cost_s = f64::from(self.entries[slot].context_tokens()) * self.estimates.service.prefill_s;
-        waiting.rank.key.value() + limits.min_gain + limits.switch_cost_factor * cost_s < rank.key.value()
     }
 }
 

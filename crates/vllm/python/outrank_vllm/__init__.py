@@ -37,7 +37,7 @@ def make(**arguments):
 
     core = Core(json.dumps(settings), config.scheduler_config.max_num_seqs)
     config.scheduler_config.policy = "priority"
-    return ordered(stock)(core, settings, **arguments)
+    return ordered(stock)(core, **arguments)
 
 
 def refuse_unsupported(config):
