@@ -73,6 +73,10 @@ def missing(vllm):
         elif len(have) - len(wanted) > len(own[name].args.defaults):
             found.append(f"Scheduler.{name} needs more than {wanted}: {have}")
     found += [f"Scheduler.{name}" for name in contract.ATTRIBUTES if name not in assigned(scheduler)]
+    found += [f"a queue that the plug-in does not know: {name}" for name in waiting_queues(scheduler)
+              if name not in ("waiting", *contract.SIDE_QUEUES)]
+    if "waiting" not in waiting_queues(scheduler):
+        found.append("Scheduler.waiting = create_request_queue(...)")
     found += [f"Request.{name}" for name in contract.REQUEST if name not in assigned(request["Request"])]
     if "__lt__" not in methods(request["Request"]):
         found.append("Request.__lt__")
@@ -94,9 +98,11 @@ def missing(vllm):
     return found
 
 
-def side_queues(vllm):
-    scheduler = classes(vllm / "v1/core/sched/scheduler.py").get("Scheduler")
-    return [name for name in contract.SIDE_QUEUES if scheduler and name in assigned(scheduler)]
+def waiting_queues(scheduler):
+    """Names of self that a class sets to a `create_request_queue(...)`: those that have to be ordered."""
+    return [node.targets[0].attr for node in ast.walk(scheduler)
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute)
+            and isinstance(node.value, ast.Call) and getattr(node.value.func, "id", "") == "create_request_queue"]
 
 
 def main():
@@ -109,7 +115,8 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             there = Path(version)
             vllm = (there if there.is_dir() else fetch(version, folder)) / "vllm"
-            lacks, side = missing(vllm), side_queues(vllm)
+            lacks = missing(vllm)
+            side = [name for name in waiting_queues(classes(vllm / "v1/core/sched/scheduler.py")["Scheduler"]) if name != "waiting"]
         broken |= bool(lacks)
         lines.append(f"| {there.name} | {'missing: ' + '; '.join(lacks) if lacks else 'all there'} | {', '.join(side)} |")
         print(lines[-1], flush=True)

@@ -88,7 +88,7 @@ def make(**arguments):
             for name in ("waiting", *SIDE_QUEUES):
                 if hasattr(self, name):
                     setattr(self, name, create_request_queue(self.policy))
-            self.max_num_running_reqs = run["seats"]
+            self.max_num_running_reqs = self.max_num_active_reqs = run["seats"]
             pool = self.kv_cache_manager.block_pool
             pool.free_blocks(self._held)
             free = pool.get_num_free_blocks()

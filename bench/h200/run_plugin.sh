@@ -5,10 +5,10 @@
 #                                          model/config.json and these scripts) and starts the drivers, which outlive the call
 #        run_plugin.sh wait OUT SECONDS    waits for them at most so long, and leaves what there is in OUT/results.tar.gz
 #        run_plugin.sh all                 what `start` starts
-B=/tmp/outrank-bench R=/tmp/outrank-results
+B=/tmp/outrank-bench R=/tmp/outrank-results SITE=${SITE-/tmp/site}
 LIMIT=${LIMIT:-1330}   # seconds from the start in which runs on single GPUs end; R/limit overrides it
 export VLLM_USE_FLASHINFER_SAMPLER=0 VLLM_NO_USAGE_STATS=1 VLLM_USE_DEEP_GEMM=0 HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
-export PYTHONPATH=${SITE-/tmp/site}:$B/bench
+export PYTHONPATH=$SITE:$B/bench
 # No NVLink multicast, whatever vLLM would like.
 export NCCL_NVLS_ENABLE=0 TORCH_SYMM_MEM_DISABLE_MULTICAST=1 VLLM_ALLREDUCE_USE_SYMM_MEM=0 VLLM_USE_NCCL_SYMM_MEM=0
 
@@ -46,10 +46,10 @@ all() {
 
 case $1 in
 start)
-  mkdir -p "$B" "$R" "$PYTHONPATH" 2>/dev/null; mkdir -p "${SITE-/tmp/site}"
+  mkdir -p "$B" "$R" "$SITE"
   cp -r "$2"/. "$B"/
-  [ -e "$B/bundle/install.sh" ] && SITE=/tmp/site bash "$B/bundle/install.sh" "$B/bundle"
-  python3 -m zipfile -e "$B"/outrank_vllm-*.whl "${SITE-/tmp/site}" || exit 1
+  [ -e "$B/bundle" ] && SITE=$SITE bash "$B/bundle/install.sh" "$B/bundle"
+  python3 -m zipfile -e "$B"/outrank_vllm-*.whl "$SITE" || exit 1
   lscpu | grep -E '^(Model name|CPU\(s\))' >"$R/cpu"
   setsid bash "$B/bench/run_plugin.sh" all >"$R/all.log" 2>&1 </dev/null &
   echo "started after $SECONDS s"

@@ -139,7 +139,8 @@ def ordered(stock):
 
         def _free_seats(self, now):
             """Takes seats from those that should lose them. They stay out of the queue until this step is planned."""
-            for number in self._core.victims(now, self.max_num_running_reqs - len(self.running)):
+            seats = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)  # the former since 0.32
+            for number in self._core.victims(now, max(0, seats - len(self.running))):
                 request = self._by_number.get(number)
                 if request is None or request.status != RequestStatus.RUNNING or request not in self.running:
                     continue
