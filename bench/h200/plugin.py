@@ -31,7 +31,7 @@ def load(path, context):
     """Requests of a file of JSON lines with prompt, prompt_tokens, output_tokens, shuffled; each with random token ids."""
     rng = random.Random(SEED)
     with gzip.open(path, "rt") as lines:
-        rows = [json.loads(line) for line in lines]
+        rows = [json.loads(line) | {"row": number} for number, line in enumerate(lines)]
     rng.shuffle(rows)
     for row in rows:
         tokens = max(4, min(row["prompt_tokens"], context // 2))
@@ -125,7 +125,8 @@ class Driver:
             pass
         now, late = time.monotonic(), sent - start - arrival_s
         assert len(last.outputs[0].token_ids) == output, "an answer of another length than asked for"
-        rows.append({"arrival_s": round(arrival_s, 5), "prompt_tokens": len(row["ids"]), "output": output,
+        rows.append({"row": row["row"], "arrival_s": round(arrival_s, 5), "prompt_tokens": len(row["ids"]), "output": output,
+                     "queued_s": round(last.metrics.queued_ts - start, 5),
                      "ttft_s": round(last.metrics.first_token_latency + late, 5), "e2e_s": round(now - start - arrival_s, 5),
                      "done_s": round(now - start, 5)})  # fmt: skip
 
