@@ -1,6 +1,6 @@
 """Runs real prompts with recorded lengths through vLLM with the plug-in under several policies, in one engine, in turn.
 
-usage: python3 plugin.py --model DIR --requests FILE --trained RANKER --out DIR --tag NAME --seconds LIMIT --plan RUN,RUN,...
+usage: python3 plugin.py --model DIR --requests FILE --rankers DIR --out DIR --tag NAME --seconds LIMIT --plan RUN,RUN,...
 
 A run is POLICY:ARRIVALS[:SEATS[:KV_BLOCKS]]. ARRIVALS is `burst`, or a load as a fraction of capacity (Poisson for --poisson-s
 seconds, then drain), or LOAD/SECONDS: a short slice, its answers cut at --slice-cap tokens so that it drains fast. Policies are
@@ -42,7 +42,7 @@ def load(path, context):
 
 def summary(rows):
     """Means and tails of one run: seconds, s/token of output."""
-    e2e, ttft, tokens, done = (np.array([row[name] for row in rows]) for name in ("e2e_s", "ttft_s", "output", "done_s"))
+    e2e, ttft, tokens, done = (np.array([row[name] for row in rows]) for name in ("e2e_s", "ttft_s", "output_tokens", "done_s"))
     per_token, tpot = e2e / tokens, (e2e - ttft) / np.maximum(tokens - 1, 1)
     figures = {"requests": len(rows), "duration_s": done.max(), "tokens_per_s": tokens.sum() / done.max()}
     for name, values in (("s_per_token", per_token), ("ttft_s", ttft), ("e2e_s", e2e), ("tpot_s", tpot)):
@@ -52,7 +52,7 @@ def summary(rows):
 
 def saturated_per_s(rows):
     """Requests/s of a burst while requests waited (until the last got its first token), as its tokens/s then over its mean tokens."""
-    first, done, tokens = (np.array([row[name] for row in rows]) for name in ("ttft_s", "done_s", "output"))
+    first, done, tokens = (np.array([row[name] for row in rows]) for name in ("ttft_s", "done_s", "output_tokens"))
     until = first.max()
     share = np.clip((until - first) / np.maximum(done - first, 1e-9), 0.0, 1.0)
     return float((tokens * share).sum() / until / tokens.mean())
@@ -96,7 +96,7 @@ class Driver:
             model=args.model, load_format="dummy", skip_tokenizer_init=True, dtype=args.dtype, max_model_len=args.context,
             max_num_seqs=args.engine_seats, enable_prefix_caching=False, disable_log_stats=False, scheduling_policy="priority",
             tensor_parallel_size=args.tp, disable_custom_all_reduce=True, scheduler_cls="plugin_switch.make",
-            additional_config={"bench": {"trained": args.trained, "log": os.path.join(args.out, f"steps-{args.tag}.jsonl")}},
+            additional_config={"bench": {"rankers": args.rankers, "log": os.path.join(args.out, f"steps-{args.tag}.jsonl")}},
         )  # fmt: skip
         if args.eager:
             options |= {"enforce_eager": True}
@@ -125,7 +125,7 @@ class Driver:
             pass
         now, late = time.monotonic(), sent - start - arrival_s
         assert len(last.outputs[0].token_ids) == output, "an answer of another length than asked for"
-        rows.append({"row": row["row"], "arrival_s": round(arrival_s, 5), "prompt_tokens": len(row["ids"]), "output": output,
+        rows.append({"row": row["row"], "arrival_s": round(arrival_s, 5), "prompt_tokens": len(row["ids"]), "output_tokens": output,
                      "queued_s": round(last.metrics.queued_ts - start, 5),
                      "ttft_s": round(last.metrics.first_token_latency + late, 5), "e2e_s": round(now - start - arrival_s, 5),
                      "done_s": round(now - start, 5)})  # fmt: skip
@@ -182,7 +182,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--requests", required=True, help="held-out requests, JSON lines, gzip")
-    parser.add_argument("--trained", required=True, help="ranker trained on the other requests")
+    parser.add_argument("--rankers", required=True, help="folder of trained.outrank (learned from the other requests) and cold.outrank")
     parser.add_argument("--out", required=True)
     parser.add_argument("--tag", default="a", help="names this engine's files")
     parser.add_argument("--plan", required=True)

@@ -105,7 +105,7 @@ def slices(runs):
         values = {}
         for policy, run in both.items():
             run["rows"].sort(key=lambda row: row["arrival_s"])
-            tpot = [(row["e2e_s"] - row["ttft_s"]) / max(row["output"] - 1, 1) for row in run["rows"]]
+            tpot = [(row["e2e_s"] - row["ttft_s"]) / max(row["output_tokens"] - 1, 1) for row in run["rows"]]
             values[policy] = {"E2E": [row["e2e_s"] for row in run["rows"]], "TTFT": [row["ttft_s"] for row in run["rows"]], "TPOT": tpot}
             for name, of in values[policy].items():
                 pooled[name][policy] += of

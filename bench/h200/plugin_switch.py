@@ -17,13 +17,15 @@ FIELDS = ["done_s", "took_s", "idle", "prefill_tokens", "prefills", "decodes", "
           "preempted", "vllm_us", "plugin_us"]  # fmt: skip
 
 
-def settings(policy, trained):
-    """Settings of the plug-in by the name of a run's policy."""
+def settings(policy, rankers):
+    """Settings of the plug-in by the name of a run's policy; `rankers` is a folder."""
+    trained = f"{rankers}/trained.outrank"
     return {
         "stock": {"policy": "fcfs"},
         "oracle": {"policy": "oracle"},
         "ltr": {"policy": "ltr", "ranker": trained, "learn": False},  # as published: trained once
         "outrank": {"policy": "outrank", "ranker": trained},
+        "cold": {"policy": "outrank", "ranker": f"{rankers}/cold.outrank"},
         "shipped": {"policy": "outrank", "ranker": "shipped"},
         "none": {"policy": "outrank", "ranker": "none"},
     }[policy]
@@ -83,7 +85,7 @@ def make(**arguments):
             """Starts over as the run wants it."""
             self._run, self._plain, self._done_s = run, run["policy"] == "stock", None
             self._steps.clear()
-            self._begin(Core(json.dumps(settings(run["policy"], config.additional_config["bench"]["trained"])), run["seats"]))
+            self._begin(Core(json.dumps(settings(run["policy"], config.additional_config["bench"]["rankers"])), run["seats"]))
             self.policy = SchedulingPolicy.FCFS if self._plain else SchedulingPolicy.PRIORITY
             for name in ("waiting", *SIDE_QUEUES):
                 if hasattr(self, name):

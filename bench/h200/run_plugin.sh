@@ -1,7 +1,7 @@
 #!/bin/bash
 # Measures the plug-in on one or two GPUs of one machine; with two, a driver on each goes through the policies in opposite order,
 # and at last both GPUs serve one engine (tensor parallel 2).
-# usage: run_plugin.sh start FOLDER        unpacks FOLDER (vLLM's bundle, the plug-in's wheel, requests.jsonl.gz, trained.outrank,
+# usage: run_plugin.sh start FOLDER        unpacks FOLDER (vLLM's bundle, the plug-in's wheel, requests.jsonl.gz, trained.outrank, cold.outrank,
 #                                          model/config.json and these scripts) and starts the drivers, which outlive the call
 #        run_plugin.sh wait OUT SECONDS    waits for them at most so long, and leaves what there is in OUT/results.tar.gz
 #        run_plugin.sh all                 what `start` starts
@@ -14,15 +14,15 @@ export NCCL_NVLS_ENABLE=0 TORCH_SYMM_MEM_DISABLE_MULTICAST=1 VLLM_ALLREDUCE_USE_
 
 SLICES="stock:0.5/15,outrank:0.5/15,outrank:0.5/15,stock:0.5/15"
 SECILS="outrank:0.5/15,stock:0.5/15,stock:0.5/15,outrank:0.5/15"
-A=${PLAN_A-stock:burst,outrank:burst,oracle:burst,stock:1.3,outrank:1.3,outrank:1.0,stock:1.0,$SLICES,$SECILS,shipped:burst,stock:burst:1024:8192,outrank:burst:1024:8192,ltr:burst,outrank:burst:1024,stock:burst:1024,oracle:1.3,stock:0.8,outrank:0.8,ltr:1.3}
+A=${PLAN_A-stock:burst,outrank:burst,oracle:burst,stock:1.3,outrank:1.3,outrank:1.0,stock:1.0,$SLICES,$SECILS,cold:burst,stock:burst:1024:8192,outrank:burst:1024:8192,ltr:burst,outrank:burst:1024,stock:burst:1024,oracle:1.3,stock:0.8,outrank:0.8,shipped:burst,ltr:1.3}
 Z=${PLAN_B-outrank:burst,stock:burst,none:burst,outrank:1.3,stock:1.3,stock:1.0,outrank:1.0,$SECILS,$SLICES,oracle:burst,outrank:burst:1024:8192,stock:burst:1024:8192,ltr:burst,stock:burst:1024,outrank:burst:1024,ltr:1.3,outrank:0.8,stock:0.8,oracle:1.3}
-ONE=${PLAN_ONE-stock:burst,outrank:burst,oracle:burst,stock:1.3,outrank:1.3,outrank:1.0,stock:1.0,$SLICES,$SECILS,ltr:burst,shipped:burst,none:burst,stock:burst:1024:8192,outrank:burst:1024:8192,oracle:1.3,outrank:burst,stock:burst,ltr:1.3,stock:burst:1024,outrank:burst:1024,stock:0.8,outrank:0.8}
+ONE=${PLAN_ONE-stock:burst,outrank:burst,oracle:burst,stock:1.3,outrank:1.3,outrank:1.0,stock:1.0,$SLICES,$SECILS,ltr:burst,cold:burst,none:burst,stock:burst:1024:8192,outrank:burst:1024:8192,oracle:1.3,outrank:burst,stock:burst,ltr:1.3,stock:burst:1024,outrank:burst:1024,stock:0.8,outrank:0.8}
 
 driver() { # TAG GPUS CORES PLAN [ARGUMENT...]: starts over where an engine died
   local tag=$1 gpus=$2 cores=$3 plan=$4; shift 4
   for _ in 1 2 3; do
     CUDA_VISIBLE_DEVICES=$gpus taskset -c "$cores" python3 "$B/bench/plugin.py" --model "$B/model" --requests "$B/requests.jsonl.gz" \
-      --trained "$B/trained.outrank" --out "$R" --tag "$tag" --plan "$plan" --began "$BEGAN" "$@" >>"$R/driver-$tag.log" 2>&1 && return
+      --rankers "$B" --out "$R" --tag "$tag" --plan "$plan" --began "$BEGAN" "$@" >>"$R/driver-$tag.log" 2>&1 && return
   done
 }
 
