@@ -2,8 +2,8 @@
 
 usage: python3 plugin_report.py RESULTS [--write DIR]
 
-RESULTS is the unpacked results.tar.gz, or DIR. `--write` makes DIR/runs.jsonl.gz (a header line a run, with its figures, then a
-line for each of its requests) and DIR/steps.jsonl.gz (a header line a run, then a line a step).
+RESULTS is the unpacked results.tar.gz, or DIR. `--write` makes DIR/runs.jsonl.gz (a header line a run, with its figures and the
+plug-in's status at its end, then a line for each of its requests) and DIR/steps.jsonl.gz (a line a step).
 """
 
 import argparse
@@ -27,36 +27,39 @@ def lines(path):
         return [json.loads(line) for line in file]
 
 
+def read_written(folder):
+    """Runs as --write left them."""
+    runs = {}
+    for row in lines(folder / "runs.jsonl.gz"):
+        name = f"{row['engine']}:{row['run']}"
+        if "policy" in row:
+            runs[name] = row | {"rows": [], "steps": []}
+        else:
+            runs[name]["rows"].append(row)
+    for step in lines(folder / "steps.jsonl.gz"):
+        runs[step["phase"]]["steps"].append(step)
+    return list(runs.values())
+
+
 def read(folder):
-    """Runs in order (figures and "rows", "steps", "status"), without warm-ups."""
+    """Runs in order: their figures, "status", "rows" and "steps", without warm-ups."""
     if (folder / "runs.jsonl.gz").exists():
-        everything, steps = lines(folder / "runs.jsonl.gz"), lines(folder / "steps.jsonl.gz")
-        engines = {row["engine"] for row in everything if "policy" in row}
-        split = {tag: ([], [], []) for tag in engines}
-        for row in everything:
-            split[row["engine"]][0 if "policy" in row else 1].append(row)
-        tag = None
-        for row in steps:
-            tag = row["engine"] if isinstance(row, dict) else tag
-            split[tag][2].append(row)
-    else:
-        tags = sorted(path.stem.removeprefix("runs-") for path in folder.glob("runs-*.jsonl"))
-        split = {tag: [lines(folder / f"{name}-{tag}.jsonl") for name in ("runs", "requests", "steps")] for tag in tags}
+        return read_written(folder)
     found = []
-    for tag in sorted(split):
-        runs, requests, steps = split[tag]
-        rows, logs, log = defaultdict(list), defaultdict(lambda: (None, [])), None
-        for row in requests:
+    for tag in sorted(path.stem.removeprefix("runs-") for path in folder.glob("runs-*.jsonl")):
+        rows, steps, status, run = defaultdict(list), defaultdict(list), {}, None
+        for row in lines(folder / f"requests-{tag}.jsonl"):
             rows[row["run"]].append(row)
-        for row in steps:
-            if isinstance(row, dict):
-                log = logs[row["run"]] = (row, [])
+        for step in lines(folder / f"steps-{tag}.jsonl"):
+            if isinstance(step, dict):
+                run, fields = step["run"], step["fields"]
+                status[run] = step["status"]
             else:
-                log[1].append(dict(zip(log[0]["fields"], row)))
-        for run in runs:
-            if int(run["run"].split("#")[1]) < FIRST_WARM:
-                about, steps_of = logs[run["run"]]
-                found.append(run | {"engine": tag, "rows": rows[run["run"]], "steps": steps_of, "about": about})
+                steps[run].append({"phase": f"{tag}:{run}"} | dict(zip(fields, step)))
+        for about in lines(folder / f"runs-{tag}.jsonl"):
+            run = about["run"]
+            if int(run.split("#")[1]) < FIRST_WARM:
+                found.append(about | {"engine": tag, "status": status.get(run), "rows": rows[run], "steps": steps[run]})
     return found
 
 
@@ -166,7 +169,7 @@ def step_times(runs):
         if len(full) > 200:
             tokens, took = sum(step["decodes"] + step["prefills"] for step in full), sum(step["took_s"] for step in full)
             rows.append((run["engine"], f"`{run['run']}`", len(full), f"{took:.1f}", f"{tokens / took:.0f}",
-                         sum(step["prefill_tokens"] for step in full), run["about"]["status"]["seat_preemptions"]))  # fmt: skip
+                         sum(step["prefill_tokens"] for step in full), (run["status"] or {}).get("seat_preemptions")))  # fmt: skip
     table(("engine", "run", "steps with all seats taken", "seconds", "tokens/s then", "prefill tokens", "seats taken over"), rows)
 
 
@@ -178,15 +181,13 @@ def write(runs, folder):
         with io.TextIOWrapper(gzip.GzipFile(folder / name, "wb", 9, mtime=0)) as out:
             out.writelines(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
 
-    of_requests, of_steps = [], []
+    of_runs, of_steps = [], []
     for run in runs:
-        of_requests.append({key: value for key, value in run.items() if key not in ("rows", "steps", "about")})
-        of_requests += [{"engine": run["engine"]} | row for row in run["rows"]]
-        if run["about"]:
-            of_steps.append({"engine": run["engine"]} | run["about"])
-            of_steps += [list(step.values()) for step in run["steps"]]
-    pack("runs.jsonl.gz", of_requests)
-    pack("steps.jsonl.gz", of_steps)
+        of_runs.append({key: value for key, value in run.items() if key not in ("rows", "steps")})
+        of_runs += [{"engine": run["engine"]} | row for row in run["rows"]]
+        of_steps += [step | {"took_s": round(step["took_s"], 5), "idle": bool(step["idle"])} for step in run["steps"]]
+    pack("runs.jsonl.gz", of_runs)
+    pack("steps.jsonl.gz", [{key: value for key, value in step.items() if key not in ("done_s", "preempted")} for step in of_steps])
 
 
 def main():

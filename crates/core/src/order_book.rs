@@ -18,7 +18,9 @@ use crate::{
 
 /// A policy that an [`OrderBook`] cannot serve.
 #[derive(Clone, PartialEq, Debug, Error)]
-#[error("policy `{0}` orders by time: those who wait change places, which needs a host whose queue is the scheduler's")]
+#[error(
+    "policy `{0}` orders by time: those who wait change places, which needs a host whose queue is the scheduler's"
+)]
 pub struct UnsuitedPolicy(pub &'static str);
 
 /// How a request ended.

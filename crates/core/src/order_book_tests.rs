@@ -19,7 +19,8 @@ fn submit(book: &mut OrderBook, id: u64, now_s: f64, median: Option<f32>) {
 
 /// Ids by their last reported rank.
 fn order(book: &mut OrderBook, now_s: f64) -> Vec<u64> {
-    let mut ranks: Vec<(Rank, u64)> = book.changed(at(now_s)).iter().map(|&(id, rank)| (rank, id.0)).collect();
+    let mut ranks: Vec<(Rank, u64)> =
+        book.changed(at(now_s)).iter().map(|&(id, rank)| (rank, id.0)).collect();
     ranks.sort_unstable();
     ranks.into_iter().map(|(_, id)| id).collect()
 }
@@ -207,10 +208,13 @@ fn a_promoted_request_ranks_ahead_of_all_and_tells_the_host() {
 #[test]
 fn policies_whose_keys_change_while_a_request_waits_are_refused() {
     let new = |policy| OrderBook::new(policy, 1, COSTS, 200.0, MonitorSettings::default());
-    let timed: [Box<dyn Policy>; 3] = [Box::<Mlfq>::default(), Box::<Hrrn>::default(), Box::<Boost>::default()];
+    let timed: [Box<dyn Policy>; 3] =
+        [Box::<Mlfq>::default(), Box::<Hrrn>::default(), Box::<Boost>::default()];
     for policy in timed {
         let name = policy.name();
         assert_eq!(new(policy).unwrap_err(), UnsuitedPolicy(name));
     }
-    assert!(new(Box::new(Fcfs)).is_ok() && new(Box::new(OracleSjf)).is_ok() && new(Box::<Ltr>::default()).is_ok());
+    assert!(
+        new(Box::new(Fcfs)).is_ok() && new(Box::new(OracleSjf)).is_ok() && new(Box::<Ltr>::default()).is_ok()
+    );
 }
