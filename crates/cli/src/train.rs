@@ -47,6 +47,11 @@ pub(crate) struct TrainArgs {
     /// Licence of each trace, in order, for the ranker file
     #[arg(long, value_name = "TEXT")]
     trace_licence: Vec<String>,
+    /// Family of each trace, in order: traces of one kind of traffic, which share prompts or users. With several families,
+    /// what is chosen (how far to trust words, how wide the predictions are) is judged on families left out, so that the
+    /// ranker suits traffic of a kind that it has never seen; without, on prompts left out
+    #[arg(long, value_name = "NAME")]
+    trace_family: Vec<String>,
     /// Weight of each trace's rows, in order [default: 1]
     #[arg(long, value_name = "WEIGHT")]
     trace_weight: Vec<f64>,
@@ -86,9 +91,12 @@ pub(crate) fn run(args: &TrainArgs, output: &Output) -> Result<()> {
 
 impl TrainArgs {
     fn files(&self) -> Result<Vec<TraceFile>> {
-        for (flag, count) in
-            [("--trace-licence", self.trace_licence.len()), ("--trace-weight", self.trace_weight.len())]
-        {
+        let lists = [
+            ("--trace-licence", self.trace_licence.len()),
+            ("--trace-family", self.trace_family.len()),
+            ("--trace-weight", self.trace_weight.len()),
+        ];
+        for (flag, count) in lists {
             if count != 0 && count != self.traces.len() {
                 let traces = plural(self.traces.len(), "trace");
                 return Err(crate::error::usage(format!(
@@ -105,6 +113,7 @@ impl TrainArgs {
         for (index, path) in self.traces.iter().enumerate() {
             let mut file = TraceFile::new(files::name(path), files::trace(path)?);
             file.licence = self.trace_licence.get(index).cloned();
+            file.family = self.trace_family.get(index).cloned();
             file.weight = self.trace_weight.get(index).copied().unwrap_or(1.0);
             files.push(file);
         }
@@ -139,6 +148,9 @@ impl TrainArgs {
         }
         for licence in &self.trace_licence {
             command.push_str(&format!(" --trace-licence '{licence}'"));
+        }
+        for family in &self.trace_family {
+            command.push_str(&format!(" --trace-family '{family}'"));
         }
         for weight in &self.trace_weight {
             command.push_str(&format!(" --trace-weight {weight}"));

@@ -86,7 +86,14 @@ pub enum ShippedError {
 
 /// The settings of the shipped ranker: it learns from all rows.
 pub fn shipped_config() -> TrainConfig {
-    TrainConfig { all: true, licence: LICENCE.into(), command: COMMAND.into(), ..TrainConfig::default() }
+    TrainConfig {
+        all: true,
+        // What serves traffic never seen is held back more than what serves more of the same.
+        penalties: vec![128.0, 64.0, 32.0, 16.0, 8.0, 4.0, 2.0, 1.0],
+        licence: LICENCE.into(),
+        command: COMMAND.into(),
+        ..TrainConfig::default()
+    }
 }
 
 /// Makes the shipped ranker from the traces of [`SOURCES`], each in one of `folders` or in its `length/`.
@@ -109,8 +116,10 @@ fn read_source(source: &ShippedSource, folders: &[&Path]) -> Result<TraceFile, S
     let records = read_trace(&path, Lengths::Required)?;
     let kept =
         records.into_iter().filter(|r| source.without.is_none() || r.source.as_deref() != source.without);
+    let name = source.file.trim_end_matches(".jsonl.gz");
     Ok(TraceFile {
-        name: source.file.trim_end_matches(".jsonl.gz").to_owned(),
+        name: name.to_owned(),
+        family: name.split('-').next().map(str::to_owned),
         licence: Some(source.licence.to_owned()),
         weight: source.weight,
         records: kept.step_by(source.every).collect(),

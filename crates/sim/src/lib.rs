@@ -17,4 +17,4 @@ pub use fit::{Fit, FitError, Residuals, fit};
 pub use metrics::{Answer, Group, Metrics, Slo, by_length};
 pub use profile::{Profile, ProfileError};
 pub use scorer::Scoring;
-pub use simulation::{Job, SimError, Simulation, TimelinePoint, Totals};
+pub use simulation::{Job, MAX_TRUST_CHANGES, SimError, Simulation, TimelinePoint, Totals, TrustChange};

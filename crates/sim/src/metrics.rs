@@ -22,6 +22,9 @@ pub struct Answer {
     pub max_gap_s: f64,
     /// Times that it lost its seat.
     pub preemptions: u32,
+    /// E2E as it was expected on arrival, where that was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta_s: Option<f64>,
 }
 
 impl Answer {
@@ -34,6 +37,11 @@ impl Answer {
     pub fn tpot_s(&self) -> Option<f64> {
         let rest = self.output_tokens.checked_sub(1).filter(|&rest| rest > 0)?;
         Some((self.e2e_s - self.ttft_s) / f64::from(rest))
+    }
+
+    /// How far off the time was that the client was told on arrival; `None` where it was told none.
+    pub fn eta_error_s(&self) -> Option<f64> {
+        self.eta_s.map(|eta_s| (eta_s - self.e2e_s).abs())
     }
 
     /// The larger of TTFT and the largest gap between tokens (the paper's `max_waiting_time`).
@@ -57,6 +65,8 @@ pub struct Metrics {
     pub itl_s: Option<Summary>,
     /// max(TTFT, largest gap between two tokens).
     pub max_waiting_s: Option<Summary>,
+    /// Between the E2E that was expected on arrival and the true one, either way, where one was said.
+    pub eta_error_s: Option<Summary>,
 }
 
 impl Metrics {
@@ -70,6 +80,7 @@ impl Metrics {
             tpot_s: Summary::of(answers.iter().filter_map(Answer::tpot_s).collect()),
             itl_s: None,
             max_waiting_s: of(Answer::max_waiting_s),
+            eta_error_s: Summary::of(answers.iter().filter_map(Answer::eta_error_s).collect()),
         }
     }
 }
@@ -167,6 +178,14 @@ mod tests {
         assert_eq!((mean(metrics.e2e_s), mean(metrics.ttft_s), mean(metrics.tpot_s)), (4.0, 2.0, 1.0));
         assert!((mean(metrics.s_per_token) - 4.0 / 3.0).abs() < 1e-12);
         assert_eq!(mean(metrics.max_waiting_s), 2.0);
+    }
+
+    #[test]
+    fn an_expected_end_is_off_by_as_much_either_way_and_none_was_said_where_none_was_said() {
+        let said = |eta_s| Answer { eta_s, ..answer(0, 3, 2.0, 4.0) };
+        let metrics = Metrics::of(&[said(Some(1.0)), said(Some(9.0)), said(None)]);
+        assert_eq!(metrics.eta_error_s.map(|it| (it.mean, it.max)), Some((4.0, 5.0)));
+        assert_eq!(Metrics::of(&[said(None)]).eta_error_s, None);
     }
 
     #[test]

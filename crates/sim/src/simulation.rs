@@ -17,6 +17,9 @@ const UNSCORED_TOKENS: f64 = 256.0;
 /// Points of the timeline, at most; beyond it every second one is dropped.
 const MAX_TIMELINE_POINTS: usize = 512;
 
+/// Changes of the monitor's verdict that are remembered, at most.
+pub const MAX_TRUST_CHANGES: usize = 1024;
+
 /// A request that will arrive.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Job {
@@ -73,6 +76,15 @@ pub struct TimelinePoint {
     pub running: usize,
 }
 
+/// A change of the monitor's verdict.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub struct TrustChange {
+    /// Virtual time in seconds.
+    pub at_s: f64,
+    /// The verdict from then on.
+    pub trust: Trust,
+}
+
 /// Sums over a run.
 #[derive(Clone, PartialEq, Debug, Default, Serialize)]
 pub struct Totals {
@@ -90,6 +102,8 @@ pub struct Totals {
     pub output_tokens: u64,
     /// Seconds from the first arrival during which the ranker was not followed.
     pub distrusted_s: f64,
+    /// When the monitor changed its mind, at most [`MAX_TRUST_CHANGES`] times.
+    pub trust_changes: Vec<TrustChange>,
     /// The scheduler's counts.
     pub counters: Counters,
     /// Who waited and who ran over time.
@@ -108,6 +122,8 @@ struct Active {
     last_token: Timestamp,
     max_gap_us: u64,
     preemptions: u32,
+    /// Seconds until its end, as said on arrival.
+    eta_s: f64,
 }
 
 /// One run of one policy on one engine.
@@ -219,9 +235,11 @@ impl<'a> Simulation<'a> {
         let mut request = Request::new(id, arrival, job.prompt_tokens, max_tokens);
         request.true_tokens = Some(job.output_tokens);
         let score = self.scorer.arrive(arrival, request.id, job.score);
-        self.scheduler
+        let placement = self
+            .scheduler
             .submit(arrival, request, score)
             .map_err(|reason| SimError::Refused { index, reason })?;
+        self.active[slot].eta_s = placement.eta.finish_s;
         self.totals.prompt_tokens += u64::from(job.prompt_tokens);
         self.totals.output_tokens += u64::from(job.output_tokens);
         Ok(())
@@ -312,8 +330,15 @@ impl<'a> Simulation<'a> {
             self.totals.saturated_s += took_s;
             self.totals.saturated_tokens += tokens;
         }
-        if self.scheduler.trust() == Trust::Distrusted {
+        let trust = self.scheduler.trust();
+        if trust == Trust::Distrusted {
             self.totals.distrusted_s += took_s;
+        }
+        let changes = &mut self.totals.trust_changes;
+        if changes.last().map_or(Trust::Trusted, |last| last.trust) != trust
+            && changes.len() < MAX_TRUST_CHANGES
+        {
+            changes.push(TrustChange { at_s: self.now.secs_f64(), trust });
         }
         let timeline = &mut self.totals.timeline;
         let at_s = self.now.secs_f64();
@@ -346,6 +371,7 @@ impl Active {
             e2e_s: since_arrival_s(now),
             max_gap_s: self.max_gap_us as f64 / 1e6,
             preemptions: self.preemptions,
+            eta_s: Some(self.eta_s),
         }
     }
 }

@@ -80,6 +80,7 @@ impl From<&Sample> for Answer {
             e2e_s: sample.e2e_s,
             max_gap_s: sample.gaps_s.iter().map(|&gap| f64::from(gap)).fold(0.0, f64::max),
             preemptions: 0,
+            eta_s: sample.eta_s,
         }
     }
 }

@@ -12,6 +12,9 @@ use crate::http::{Api, Endpoint, cause, refusal};
 /// A server-sent event longer than this is not one of ours.
 const MAX_EVENT_BYTES: usize = 8 << 20;
 
+/// Milliseconds until the end of the answer, as outrank expects it on arrival.
+const ETA_HEADER: &str = "x-outrank-eta-ms";
+
 /// What became of one request. Times are in seconds since it should have been sent: a client that is late charges the
 /// delay to the request, as an open loop must.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +33,8 @@ pub(crate) struct Sample {
     pub(crate) output_tokens: u32,
     /// Tokens of the prompt, as the server counts them.
     pub(crate) prompt_tokens: Option<u32>,
+    /// E2E as the server expected it on arrival (`x-outrank-eta-ms`).
+    pub(crate) eta_s: Option<f64>,
     /// The answer ended at the limit.
     pub(crate) truncated: bool,
     /// Why it failed.
@@ -152,6 +157,9 @@ async fn read(api: &Api, endpoint: Endpoint, job: &Job, progress: &mut Progress)
     if !response.status().is_success() {
         return Err(refusal(response).await);
     }
+    let eta_ms =
+        response.headers().get(ETA_HEADER).and_then(|value| value.to_str().ok()?.parse::<f64>().ok());
+    progress.sample.eta_s = eta_ms.map(|eta_ms| eta_ms / 1e3);
     let mut bytes = response.bytes_stream();
     let mut buffer: Vec<u8> = Vec::new();
     while let Some(piece) = bytes.next().await {

@@ -65,7 +65,8 @@ pub(crate) struct SimulateArgs {
     /// Output limit in tokens that clients set; also cuts the lengths of the trace
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_tokens: Option<u32>,
-    /// Where predictions come from
+    /// Where predictions come from: ranker, trace (its own), noisy:SIGMA, random, inverted, flipped:FROM:TO (inverted between
+    /// these seconds), none
     #[arg(long, value_name = "SOURCE", default_value = "ranker")]
     pub(crate) scores: ScoreSource,
     /// Seconds that scoring one request takes, beside the engine unless --blocking-scores
@@ -115,9 +116,13 @@ pub(crate) enum ScoreSource {
     Random,
     /// The ranker's, upside down: what it takes for long it calls short.
     Inverted,
+    /// The ranker's, upside down for requests that arrive in this span of seconds: a drift that comes and goes.
+    Flipped(f64, f64),
     /// None.
     None,
 }
+
+const SOURCES: &str = "expected ranker, trace, noisy:SIGMA, random, inverted, flipped:FROM:TO or none";
 
 impl FromStr for ScoreSource {
     type Err = String;
@@ -130,13 +135,20 @@ impl FromStr for ScoreSource {
                 Ok(NamedSource::Random) => Ok(Self::Random),
                 Ok(NamedSource::Inverted) => Ok(Self::Inverted),
                 Ok(NamedSource::None) => Ok(Self::None),
-                Err(_) => Err("expected ranker, trace, noisy:SIGMA, random, inverted or none".into()),
+                Err(_) => Err(SOURCES.into()),
             },
             Some(("noisy", sigma)) => match sigma.parse::<f64>() {
                 Ok(sigma) if sigma.is_finite() && sigma >= 0.0 => Ok(Self::Noisy(sigma)),
                 _ => Err(format!("noisy: expected a number of at least 0, found {sigma:?}")),
             },
-            Some(_) => Err("expected ranker, trace, noisy:SIGMA, random, inverted or none".into()),
+            Some(("flipped", span)) => {
+                let ends = span.split_once(':').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+                match ends {
+                    Some((from_s, to_s)) if 0.0 <= from_s && from_s < to_s => Ok(Self::Flipped(from_s, to_s)),
+                    _ => Err(format!("flipped: expected FROM:TO in seconds, FROM below TO, found {span:?}")),
+                }
+            }
+            Some(_) => Err(SOURCES.into()),
         }
     }
 }
@@ -149,6 +161,7 @@ impl fmt::Display for ScoreSource {
             Self::Noisy(sigma) => write!(f, "noisy:{sigma}"),
             Self::Random => f.write_str("random"),
             Self::Inverted => f.write_str("inverted"),
+            Self::Flipped(from_s, to_s) => write!(f, "flipped:{from_s}:{to_s}"),
             Self::None => f.write_str("none"),
         }
     }

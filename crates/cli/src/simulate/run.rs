@@ -3,7 +3,7 @@
 use anyhow::Result;
 use outrank_core::{Counters, MonitorSettings};
 use outrank_sim::{
-    Answer, Group, Job, Metrics, Profile, Scoring, Simulation, TimelinePoint, Totals, by_length,
+    Answer, Group, Job, Metrics, Profile, Scoring, Simulation, TimelinePoint, Totals, TrustChange, by_length,
 };
 use serde::Serialize;
 
@@ -49,6 +49,8 @@ pub(crate) struct Run {
     pub(crate) tau_b: Option<f64>,
     /// Seconds during which the monitor kept the ranker out.
     pub(crate) distrusted_s: f64,
+    /// When it was kept out, and when it was let in again.
+    pub(crate) trust_changes: Vec<TrustChange>,
     pub(crate) steps: u64,
     pub(crate) overtakes: u64,
     pub(crate) promotions: u64,
@@ -93,6 +95,7 @@ pub(crate) fn run(
         answered_within: args.within_s.map(|limit_s| ends_s.partition_point(|&end_s| end_s <= limit_s)),
         tau_b: None,
         distrusted_s: totals.distrusted_s,
+        trust_changes: totals.trust_changes,
         steps,
         overtakes,
         promotions,

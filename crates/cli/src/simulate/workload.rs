@@ -48,7 +48,7 @@ impl Workload {
             bail!("none of the trace's prompts is held out; leave --held-out away");
         }
         let ranker = match args.scores {
-            ScoreSource::Ranker | ScoreSource::Inverted => args.ranker.load()?,
+            ScoreSource::Ranker | ScoreSource::Inverted | ScoreSource::Flipped(..) => args.ranker.load()?,
             _ => None,
         };
         let requests = records
@@ -131,9 +131,19 @@ impl Workload {
                     job.score = Score::new(tokens as f32, DEFAULT_SPREAD).ok();
                 }
             }
+            ScoreSource::Flipped(from_s, to_s) => {
+                for job in jobs.iter_mut().filter(|job| (from_s..to_s).contains(&job.arrival_s)) {
+                    job.score = job.score.and_then(mirrored);
+                }
+            }
             _ => {}
         }
     }
+}
+
+/// A score of the opposite order: mirrored at 200 tokens, within what a score may be.
+fn mirrored(score: Score) -> Option<Score> {
+    Score::new((40_000.0 / score.median_tokens()).max(0.1), score.spread()).ok()
 }
 
 /// Tau-b between predictions and lengths, where there are predictions.
@@ -148,12 +158,8 @@ pub(crate) fn tau_b(jobs: &[Job]) -> Option<f64> {
 fn score(record: &TraceRecord, source: ScoreSource, ranker: Option<&Ranker>) -> Result<Option<Score>> {
     let ranked = || ranker.map(|ranker| ranker.score(&record.text()));
     Ok(match source {
-        ScoreSource::Ranker => ranked(),
-        ScoreSource::Inverted => match ranked() {
-            // Mirrored at 200 tokens, within what a score may be.
-            Some(score) => Some(Score::new((40_000.0 / score.median_tokens()).max(0.1), score.spread())?),
-            None => None,
-        },
+        ScoreSource::Ranker | ScoreSource::Flipped(..) => ranked(),
+        ScoreSource::Inverted => ranked().and_then(mirrored),
         ScoreSource::Trace => {
             let Some(value) = record.score else {
                 bail!("--scores trace: a request of the trace has no score")

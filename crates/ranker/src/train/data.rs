@@ -1,6 +1,6 @@
 //! Training data: a sparse matrix of features, one group of rows per model, and the labels.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
@@ -44,6 +44,8 @@ pub(super) struct Data {
     pub(super) censored: Vec<bool>,
     pub(super) group_of: Vec<usize>,
     pub(super) fold_of: Vec<usize>,
+    /// Folds of the cross-validation.
+    pub(super) folds: usize,
     pub(super) groups: Vec<Group>,
     /// What the prior thinks of each row; empty without one. It is the first entry of the row.
     prior: Vec<f32>,
@@ -101,6 +103,7 @@ pub(super) fn build(files: &[TraceFile], config: &TrainConfig) -> Result<Data, T
     let mut data = Data::new(config);
     let mut columns = vec![u32::MAX; DIMENSIONS];
     let mut scratch = Scratch::new();
+    let mut families = Families::of(files);
     for (file_index, file) in files.iter().enumerate() {
         let mut models: BTreeMap<&str, usize> = BTreeMap::new();
         for record in file.records.iter().filter(|record| config.all || !held_out(record)) {
@@ -117,12 +120,41 @@ pub(super) fn build(files: &[TraceFile], config: &TrainConfig) -> Result<Data, T
                 data.groups.len() - 1
             });
             let text = record.text();
-            let labels =
-                Labels { tokens, censored: record.is_censored(), number: prompt_number(&text), group };
+            let number = prompt_number(&text);
+            let fold = families.as_mut().map_or_else(|| prompt_fold(number, config), |f| f.fold(file));
+            let labels = Labels { tokens, censored: record.is_censored(), fold, group };
             data.push(scratch.extract(&text), labels, config, &mut columns);
         }
     }
+    data.folds = families.map_or(config.folds, |families| families.names.len());
     data.finish()
+}
+
+/// The fold of a prompt: equal prompts share theirs, in whichever file they stand.
+fn prompt_fold(number: u64, config: &TrainConfig) -> usize {
+    (number % config.folds as u64) as usize
+}
+
+/// Families of traces, each a fold of its own. A trace without one is a family by itself.
+struct Families<'a> {
+    names: Vec<&'a str>,
+}
+
+impl<'a> Families<'a> {
+    /// `None` where all traces are of one kind.
+    fn of(files: &'a [TraceFile]) -> Option<Self> {
+        let named: BTreeSet<&str> = files.iter().filter_map(|file| file.family.as_deref()).collect();
+        let apart = named.len() > 1 || named.len() == 1 && files.iter().any(|file| file.family.is_none());
+        apart.then(|| Self { names: Vec::new() })
+    }
+
+    fn fold(&mut self, file: &'a TraceFile) -> usize {
+        let name = file.family.as_deref().unwrap_or(&file.name);
+        self.names.iter().position(|&known| known == name).unwrap_or_else(|| {
+            self.names.push(name);
+            self.names.len() - 1
+        })
+    }
 }
 
 /// A matrix of examples of one model.
@@ -134,7 +166,7 @@ pub(super) fn from_examples(examples: &[Arc<Example>], config: &TrainConfig) -> 
         let labels = Labels {
             tokens: f64::from(example.tokens),
             censored: example.censored,
-            number: example.number,
+            fold: prompt_fold(example.number, config),
             group: 0,
         };
         data.push(&example.features, labels, config, &mut columns);
@@ -147,15 +179,14 @@ pub(super) fn from_examples(examples: &[Arc<Example>], config: &TrainConfig) -> 
 struct Labels {
     tokens: f64,
     censored: bool,
-    /// [`prompt_number`] of the prompt.
-    number: u64,
+    fold: usize,
     group: usize,
 }
 
 impl Data {
     fn new(config: &TrainConfig) -> Self {
         let features = if config.prior.is_some() { vec![PRIOR] } else { Vec::new() };
-        Self { starts: vec![0], features, ..Self::default() }
+        Self { starts: vec![0], features, folds: config.folds, ..Self::default() }
     }
 
     fn push(&mut self, features: &[(u32, f32)], labels: Labels, config: &TrainConfig, columns: &mut [u32]) {
@@ -178,7 +209,7 @@ impl Data {
         self.label.push(libm::log1p(labels.tokens));
         self.censored.push(labels.censored);
         self.group_of.push(labels.group);
-        self.fold_of.push((labels.number % config.folds as u64) as usize);
+        self.fold_of.push(labels.fold);
     }
 
     /// Standardises labels and scales columns, once all rows are there.

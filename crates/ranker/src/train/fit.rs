@@ -51,7 +51,7 @@ const FEW_ROWS: usize = 200;
 const CLEAR_GAIN: [f64; 2] = [0.05, 0.01];
 
 pub(super) fn fit(data: &mut Data, config: &TrainConfig, progress: &mut dyn FnMut(Progress)) -> Fit {
-    let folds: Vec<Fold> = (0..config.folds).map(|fold| split(data, fold)).collect();
+    let folds: Vec<Fold> = (0..data.folds).map(|fold| split(data, fold)).collect();
     let penalty = if data.has_prior() {
         let few = data.rows() <= FEW_ROWS;
         let mut deviations = PRIOR_DEVIATIONS;
@@ -197,9 +197,8 @@ fn align(data: &Data, folds: &[Fold], paths: &[Path], epoch: usize, scores: &mut
 /// Tau-b within each group and fold (scores of different folds are on different scales), weighted.
 fn tau(data: &Data, scores: &[f64]) -> f64 {
     let (mut sum, mut count) = (0.0, 0.0);
-    let folds = data.fold_of.iter().max().map_or(0, |fold| fold + 1);
     for group in &data.groups {
-        for fold in 0..folds {
+        for fold in 0..data.folds {
             let rows: Vec<usize> =
                 group.rows.iter().copied().filter(|&row| data.fold_of[row] == fold).collect();
             let pick = |values: &[f64]| rows.iter().map(|&row| values[row]).collect::<Vec<_>>();

@@ -31,14 +31,17 @@ pub struct TraceFile {
     pub licence: Option<String>,
     /// Weight of each of its rows; 1 unless traces are pooled and should be balanced.
     pub weight: f64,
+    /// Traces of one kind of traffic (they share prompts, or users). Where traces of several families are pooled,
+    /// cross-validation leaves out one family at a time, so that what is chosen serves traffic that was never seen.
+    pub family: Option<String>,
     /// Its rows. Rows without a length are left out.
     pub records: Vec<TraceRecord>,
 }
 
 impl TraceFile {
-    /// A trace of unknown licence whose rows weigh 1.
+    /// A trace of unknown licence and no family whose rows weigh 1.
     pub fn new(name: impl Into<String>, records: Vec<TraceRecord>) -> Self {
-        Self { name: name.into(), licence: None, weight: 1.0, records }
+        Self { name: name.into(), licence: None, weight: 1.0, family: None, records }
     }
 }
 

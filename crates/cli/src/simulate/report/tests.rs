@@ -37,6 +37,7 @@ fn a_run(policy: &str, load: Option<f64>, seed: u64, n: usize, scale: f64) -> Ru
         answered_within: None,
         tau_b: Some(0.5),
         distrusted_s: 0.0,
+        trust_changes: Vec::new(),
         steps: 0,
         overtakes: 0,
         promotions: 0,
