@@ -54,7 +54,7 @@ demo: build model ## the gain, on the embedded model and our own trace: fcfs, lt
 
 ranker: setup ## makes the shipped ranker again from the traces in DATA=DIR, byte for byte
 	@test -n "$(DATA)" || { echo "usage: make ranker DATA=DIR (the folder with the traces of crates/ranker/src/shipped.rs)" >&2; exit 2; }
-	cargo run --release --locked -p outrank-ranker --example ship -- crates/ranker/assets/default.outrank "$(DATA)"
+	cargo run --release --locked -p outrank-ranker --example ship -- crates/ranker/assets/default.outrank "$(DATA)" traces
 
 trace: build model ## collects the lengths of our own trace again (about 40 minutes)
 	@bash scripts/collect.sh $(OUTRANK) $(TRACE)

@@ -1,8 +1,9 @@
 //! The ranker inside the program: what it learned from, and how to make it again.
 //!
 //! `assets/default.outrank` is what [`train_shipped`] gives for the traces of [`SOURCES`], byte for byte. Only
-//! MIT and Apache-2.0 traces are among them, and none of their prompts is in the file. It is a cold
-//! start: a ranker trained on the traffic of the served model orders it far better.
+//! MIT and Apache-2.0 traces and prompts of our own are among them, and none of the prompts is in the file. What is chosen by
+//! cross-validation is chosen for families of traces left out ([`TraceFile::family`]), because it is a cold start: a ranker
+//! trained on the traffic of the served model orders it far better.
 
 use std::path::{Path, PathBuf};
 
@@ -42,12 +43,14 @@ const fn source(file: &'static str, licence: &'static str, every: usize, weight:
 }
 
 /// What the shipped ranker learns from, in this order.
-pub const SOURCES: [ShippedSource; 18] = [
+pub const SOURCES: [ShippedSource; 19] = [
     source("alpaca-libre-gpt35.jsonl.gz", "MIT", 1, 1.0),
     source("arenahard-gpt-3.5-turbo-0125.jsonl.gz", "Apache-2.0", 1, 2.0),
     source("arenahard-gpt-4-0314.jsonl.gz", "Apache-2.0", 1, 2.0),
     source("arenahard-gpt-4-0613.jsonl.gz", "Apache-2.0", 1, 2.0),
     source("chatdoctor-gpt35.jsonl.gz", "Apache-2.0", 4, 1.0),
+    // Prompts of our own with lengths that a language model estimated (`traces/README.md`): an order to begin with.
+    source("estimated-lengths.jsonl.gz", "MIT OR Apache-2.0", 1, 2.0),
     source("gpteacher-gpt4.jsonl.gz", "MIT", 2, 1.0),
     source("gpteacher-roleplay-gpt4.jsonl.gz", "MIT", 1, 1.0),
     source("ifbench.jsonl.gz", "Apache-2.0", 1, 1.0),

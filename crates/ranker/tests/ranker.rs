@@ -4,8 +4,8 @@
 
 use outrank_ranker::trace::{Message, Prompt, flatten_messages, held_out};
 use outrank_ranker::{
-    Ranker, RankerBytesError, TraceFile, TraceRecord, TrainConfig, TrainError, evaluate, pairwise_accuracy,
-    train,
+    Ranker, RankerBytesError, TraceFile, TraceRecord, TrainConfig, TrainError, evaluate, file,
+    pairwise_accuracy, train,
 };
 
 const KINDS: [(&str, u32); 6] = [
@@ -168,12 +168,11 @@ fn a_truncated_file_says_so_wherever_it_ends() {
 #[test]
 fn a_file_of_the_future_or_of_another_kind_is_refused_with_what_to_do() {
     let mut bytes = trained().to_bytes();
-    bytes[8..12].copy_from_slice(&2u32.to_le_bytes());
-    let error = Ranker::from_bytes(&bytes).unwrap_err();
-    assert!(
-        error.to_string().contains("version 2") && error.to_string().contains("update outrank"),
-        "{error}"
-    );
+    for (version, advice) in [(file::VERSION + 1, "update outrank"), (file::VERSION - 1, "train it again")] {
+        bytes[8..12].copy_from_slice(&version.to_le_bytes());
+        let error = Ranker::from_bytes(&bytes).unwrap_err().to_string();
+        assert!(error.contains(&format!("version {version}")) && error.contains(advice), "{error}");
+    }
     let error = Ranker::from_bytes(b"GGUF and so on").unwrap_err();
     assert!(matches!(error, RankerBytesError::NotARanker));
     assert!(matches!(Ranker::from_bytes(b""), Err(RankerBytesError::NotARanker)));

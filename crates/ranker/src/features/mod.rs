@@ -3,9 +3,10 @@
 //! Five groups of hashed features share [`BUCKETS`] buckets; in each, counts enter as 1 + ln(count) and
 //! the group is scaled to a fixed Euclidean norm, so that a long prompt weighs as much as a short one:
 //! words (1-grams and 2-grams), characters (4-grams within words and across their edges), the first words, the last words, and the first
-//! words of sentences. Surface facts follow the buckets, one index each. Nothing is allocated per n-gram:
-//! a [`Scratch`] is reused from prompt to prompt.
+//! words of sentences. Surface facts follow the buckets, one index each. Prompts that offer choices to pick from have
+//! features of their own (`choices.rs`). Nothing is allocated per n-gram: a [`Scratch`] is reused from prompt to prompt.
 
+mod choices;
 mod entries;
 mod hash;
 mod scan;
@@ -20,8 +21,8 @@ use crate::trace::CONTEXT_END;
 /// Hashed buckets: 2^18.
 pub const BUCKETS: usize = 1 << BUCKET_BITS;
 
-/// Features in all: the hashed buckets, then the surface facts.
-pub const DIMENSIONS: usize = BUCKETS + SURFACE;
+/// Features in all: the hashed buckets, the surface facts, and the surface facts of prompts that offer choices.
+pub const DIMENSIONS: usize = BUCKETS + 2 * SURFACE;
 
 /// Bytes read from the start of the request; what lies between head and tail is not read.
 pub const MAX_HEAD_BYTES: usize = 6 << 10;
@@ -51,6 +52,7 @@ mod group {
     pub(super) const SENTENCE: u64 = 40;
     pub(super) const CONTEXT: u64 = 50;
     pub(super) const BINS: u64 = 60;
+    pub(super) const CHOICES: u64 = 70;
 }
 
 /// Room for one prompt's features, reused from prompt to prompt.
@@ -89,6 +91,9 @@ impl Scratch {
             text: request,
         };
         surface::add(&facts, &mut self.entries);
+        if choices::offered(if tail.is_empty() { head } else { tail }) {
+            choices::set_apart(&mut self.entries.list);
+        }
         self.add_context(context);
         &self.entries.list
     }
@@ -207,6 +212,9 @@ mod tests {
         let list = features("Write a poem of 12 lines, please.");
         let sum: u64 = list.iter().map(|&(index, _)| u64::from(index)).sum();
         assert_eq!((list.len(), sum), (78, 12_423_551));
+        let list = features("Pick one.\nA. red\nB. green\nC. blue");
+        let sum: u64 = list.iter().map(|&(index, _)| u64::from(index)).sum();
+        assert_eq!((list.len(), sum), (170, 24_841_141));
     }
 
     #[test]
