@@ -6,17 +6,17 @@
 #        run_plugin.sh wait OUT SECONDS    waits for them at most so long, and leaves what there is in OUT/results.tar.gz
 #        run_plugin.sh all                 what `start` starts
 B=/tmp/outrank-bench R=/tmp/outrank-results SITE=${SITE-/tmp/site}
-LIMIT=${LIMIT:-1330}   # seconds from the start in which runs on single GPUs end; R/limit overrides it
+LIMIT=${LIMIT:-950}   # seconds from the start in which runs on single GPUs end; R/limit overrides it
 export VLLM_USE_FLASHINFER_SAMPLER=0 VLLM_NO_USAGE_STATS=1 VLLM_USE_DEEP_GEMM=0 HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 export PYTHONPATH=$SITE:$B/bench
 # No NVLink multicast, whatever vLLM would like.
 export NCCL_NVLS_ENABLE=0 TORCH_SYMM_MEM_DISABLE_MULTICAST=1 VLLM_ALLREDUCE_USE_SYMM_MEM=0 VLLM_USE_NCCL_SYMM_MEM=0
 
-SLICES="stock:0.5/15,outrank:0.5/15,outrank:0.5/15,stock:0.5/15"
-SECILS="outrank:0.5/15,stock:0.5/15,stock:0.5/15,outrank:0.5/15"
-A=${PLAN_A-stock:burst,outrank:burst,oracle:burst,stock:1.3,outrank:1.3,outrank:1.0,stock:1.0,$SLICES,$SECILS,cold:burst,stock:burst:1024:8192,outrank:burst:1024:8192,ltr:burst,outrank:burst:1024,stock:burst:1024,oracle:1.3,stock:0.8,outrank:0.8,shipped:burst,ltr:1.3}
-Z=${PLAN_B-outrank:burst,stock:burst,none:burst,outrank:1.3,stock:1.3,stock:1.0,outrank:1.0,$SECILS,$SLICES,oracle:burst,outrank:burst:1024:8192,stock:burst:1024:8192,ltr:burst,stock:burst:1024,outrank:burst:1024,ltr:1.3,outrank:0.8,stock:0.8,oracle:1.3}
-ONE=${PLAN_ONE-stock:burst,outrank:burst,oracle:burst,stock:1.3,outrank:1.3,outrank:1.0,stock:1.0,$SLICES,$SECILS,ltr:burst,cold:burst,none:burst,stock:burst:1024:8192,outrank:burst:1024:8192,oracle:1.3,outrank:burst,stock:burst,ltr:1.3,stock:burst:1024,outrank:burst:1024,stock:0.8,outrank:0.8}
+SLICES="stock:0.5/15,outrank:0.5/15,outrank:0.5/15,stock:0.5/15,stock:0.5/15,outrank:0.5/15"
+SECILS="outrank:0.5/15,stock:0.5/15,stock:0.5/15,outrank:0.5/15,outrank:0.5/15,stock:0.5/15"
+A=${PLAN_A-stock:burst,outrank:burst,oracle:burst,stock:1.3,outrank:1.3,outrank:1.0,stock:1.0,$SLICES,stock:burst:1024:8192,outrank:burst:1024:8192,stock:burst:1024,outrank:burst:1024}
+Z=${PLAN_B-outrank:burst,stock:burst,ltr:burst,outrank:1.3,stock:1.3,stock:1.0,outrank:1.0,$SECILS,cold:burst,none:burst,oracle:1.3,ltr:1.3}
+ONE=${PLAN_ONE-stock:burst,outrank:burst,oracle:burst,stock:1.3,outrank:1.3,outrank:1.0,stock:1.0,$SLICES,ltr:burst,stock:burst:1024:8192,outrank:burst:1024:8192,cold:burst,none:burst,oracle:1.3}
 
 driver() { # TAG GPUS CORES PLAN [ARGUMENT...]: starts over where an engine died
   local tag=$1 gpus=$2 cores=$3 plan=$4; shift 4
@@ -36,8 +36,8 @@ all() {
     driver a 0 "0-$((half - 1))" "$A" "${both[@]}" $MORE &
     driver b 1 "$half-$((2 * half - 1))" "$Z" "${both[@]}" $MORE &
     wait
-    driver tp2 0,1 "0-$((2 * half - 1))" "stock:burst,outrank:burst,outrank:burst,stock:burst" --seconds 100000 --capacity-file "$R/capacity" \
-      --tp 2 --engine-seats 256 --burst 500 --warm 50 $MORE
+    driver tp2 0,1 "0-$((2 * half - 1))" "stock:burst,outrank:burst" --seconds 100000 --capacity-file "$R/capacity" \
+      --tp 2 --engine-seats 256 --burst 400 --warm 50 $MORE
   else
     driver a 0 "0-$(($(nproc) - 1))" "$ONE" "${both[@]}" $MORE
   fi

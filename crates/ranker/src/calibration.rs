@@ -20,12 +20,6 @@ const LINE_SHARE: f64 = 0.15;
 /// Requests that the overall spread is worth against a knot's own.
 const SPREAD_PRIOR: f64 = 30.0;
 
-/// Share of answers within the interval that [`Score::interval`] gives ...
-const CENTRAL_SHARE: f64 = 0.8;
-
-/// ... and how many standard deviations of a normal law it reaches to either side.
-const CENTRAL_DEVIATIONS: f64 = 1.281_551_565_544_6;
-
 /// Bounds of the spread: the standard deviation of ln(tokens).
 const SPREAD_BOUNDS: (f64, f64) = (0.05, 3.0);
 
@@ -59,12 +53,12 @@ impl Calibration {
         let line = Line::fit(&points);
         let rising = isotonic(&points.iter().map(|point| point.1).collect::<Vec<_>>());
         let size = points.len().div_ceil(MAX_KNOTS).max(MIN_PER_KNOT.min(points.len()));
-        let overall = half_width(points.iter().zip(&rising).map(|(point, fit)| point.1 - fit)).powi(2);
+        let overall = root_mean_square(points.iter().zip(&rising).map(|(point, fit)| point.1 - fit)).powi(2);
         let mut curve = Self { raw: vec![], ln_tokens: vec![], spread: vec![], slope: line.slope as f32 };
         for (chunk, fits) in points.chunks(size).zip(rising.chunks(size)) {
             let x = mean(chunk.iter().map(|point| point.0));
             let y = (1.0 - LINE_SHARE) * mean(fits.iter().copied()) + LINE_SHARE * line.at(x);
-            let own = half_width(chunk.iter().map(|point| point.1 - y)).powi(2);
+            let own = root_mean_square(chunk.iter().map(|point| point.1 - y)).powi(2);
             let count = chunk.len() as f64;
             let variance = (count * own + SPREAD_PRIOR * overall) / (count + SPREAD_PRIOR);
             curve.push(x, y, variance.sqrt());
@@ -156,13 +150,10 @@ impl Line {
     }
 }
 
-/// The spread of a normal law whose central 80 % is as wide as that of the residuals: their root mean square would
-/// follow a few answers that are far off, and promise intervals wider than what happens.
-fn half_width(residuals: impl Iterator<Item = f64>) -> f64 {
-    let mut sizes: Vec<f64> = residuals.map(f64::abs).collect();
-    sizes.sort_by(f64::total_cmp);
-    let rank = (CENTRAL_SHARE * sizes.len() as f64).ceil() as usize;
-    sizes.get(rank.max(1) - 1).map_or(0.0, |width| width / CENTRAL_DEVIATIONS)
+/// Root mean square of the residuals. A narrower spread (of the central 80 %, say) would promise truer intervals, but what the
+/// Gittins rank lives on is the answers that are far off: with it the mean s/token of `outrank` is a fifth higher.
+fn root_mean_square(residuals: impl Iterator<Item = f64>) -> f64 {
+    mean(residuals.map(|residual| residual.powi(2))).sqrt()
 }
 
 /// The rising sequence nearest to `values` in squared error: pool adjacent violators.
