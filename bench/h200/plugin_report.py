@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 
 MEANS = ("s_per_token_mean", "s_per_token_p90", "ttft_s_mean", "ttft_s_p99", "e2e_s_mean", "e2e_s_p99", "tpot_s_mean")
-WAITING = ((0, 0), (1, 99), (100, 499), (500, 999), (1000, 2000))
+WAITING = ((0, 0), (1, 99), (100, 499), (500, 999), (1000, 2000))  # requests
 FIRST_WARM = 9  # the number of the warm-up's run
 
 
@@ -79,7 +79,7 @@ def table(header, rows):
 def figures(runs):
     """Every run of at least a minute's traffic."""
     table(("engine", "run", "requests", "s/token mean, p90", "TTFT mean, p99 (s)", "E2E mean, p99 (s)", "TPOT mean (ms)", "tokens/s"),
-          [(run["engine"], f"`{run['run']}`", run["requests"], f"{run['s_per_token_mean']:.4f}, {run['s_per_token_p90']:.4f}",
+          [(run["engine"], f"`{run['run']}`", int(run["requests"]), f"{run['s_per_token_mean']:.4f}, {run['s_per_token_p90']:.4f}",
             f"{run['ttft_s_mean']:.2f}, {run['ttft_s_p99']:.2f}", f"{run['e2e_s_mean']:.2f}, {run['e2e_s_p99']:.2f}",
             f"{1e3 * run['tpot_s_mean']:.2f}", f"{run['tokens_per_s']:.0f}") for run in runs if "/" not in run["arrivals"]])  # fmt: skip
 
@@ -95,13 +95,27 @@ def ratios(runs):
     table(("engine", "run / stock", "s/token mean", "p90", "TTFT mean", "p99", "E2E mean", "p99", "TPOT mean", "tokens/s"), rows)
 
 
+def pooled(runs):
+    """Outrank over stock where both engines ran both, each in the other's order: means of the two over means of the two."""
+    both = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        if run["policy"] in ("stock", "outrank") and "/" not in run["arrivals"]:
+            both[kind(run)[1]][run["policy"]].append(run)
+    rows = []
+    for arrivals, of in both.items():
+        if len(of["stock"]) == len(of["outrank"]) == 2:
+            means = [[statistics.mean(run[key] for run in of[policy]) for key in (*MEANS, "tokens_per_s")] for policy in ("outrank", "stock")]
+            rows.append((arrivals, *(f"{a / b:.3f}" for a, b in zip(*means))))
+    table(("both engines", "s/token mean", "p90", "TTFT mean", "p99", "E2E mean", "p99", "TPOT mean", "tokens/s"), rows)
+
+
 def slices(runs):
     """The slices: outrank over stock, request by request at the same arrivals, and means over all of a policy."""
     pairs, pooled = defaultdict(dict), defaultdict(lambda: defaultdict(list))
     for run in runs:
         if "/" in run["arrivals"]:
             pairs[kind(run)][run["policy"]] = run
-    rows = []
+    rows, spread = [], defaultdict(list)
     for (engine, arrivals, nth), both in sorted(pairs.items()):
         if len(both) < 2:
             continue
@@ -115,6 +129,7 @@ def slices(runs):
         cells = []
         for name in ("E2E", "TTFT", "TPOT"):
             a, b = values["outrank"][name], values["stock"][name]
+            spread[name].append(statistics.mean(a) / statistics.mean(b))
             cells.append(f"{statistics.mean(a) / statistics.mean(b):.3f}, {statistics.median(x / y for x, y in zip(a, b)):.3f}")
         rows.append((engine, f"{arrivals}#{nth}", len(a), *cells))
     if not rows:
@@ -125,7 +140,9 @@ def slices(runs):
         a, b = pooled[name]["outrank"], pooled[name]["stock"]
         median = statistics.median(x / y for x, y in zip(a, b))
         cells.append(f"{statistics.mean(a):.5f} / {statistics.mean(b):.5f} = {statistics.mean(a) / statistics.mean(b):.4f}, {median:.4f}")
-    table(("all slices", "E2E", "TTFT", "TPOT"), [(len(a), *cells)])
+    table(("requests of all slices", "E2E: means, their ratio, median ratio", "TTFT", "TPOT"), [(len(a), *cells)])
+    of = (f"{min(it):.3f} **{statistics.median(it):.3f}** {max(it):.3f}" for it in spread.values())
+    table(("ratios of the slices' means", "E2E: min median max", "TTFT", "TPOT"), [(len(rows), *of)])
 
 
 def percentile(values, share):
@@ -145,6 +162,15 @@ def overhead(runs):
                 rows.append((policy, f"{low}-{high}", len(there), *(f"{percentile(own, share):.0f}" for share in (0.5, 0.99)),
                              f"{percentile(vllm, 0.5):.0f}"))  # fmt: skip
     table(("policy", "waiting", "calls", "plug-in median (us)", "p99", "vLLM's own median"), rows)
+    rows, share = [], defaultdict(lambda: [0, 0.0, 0.0])
+    for run in runs:
+        if run["policy"] not in ("stock", "oracle"):
+            total = share[run["run"].split("#")[0]]
+            for step in run["steps"]:
+                if not step["idle"]:
+                    total[0], total[1], total[2] = total[0] + 1, total[1] + step["plugin_us"] / 1e6, total[2] + step["took_s"]
+    rows = [(f"`{name}`", count, f"{1e6 * own / count:.0f}", f"{100 * own / took:.2f} %") for name, (count, own, took) in share.items() if count]
+    table(("run", "steps", "plug-in mean (us)", "of the steps' time"), rows)
 
 
 def step_times(runs):
@@ -196,7 +222,7 @@ def main():
     parser.add_argument("--write", type=Path)
     args = parser.parse_args()
     runs = read(args.results)
-    for show in (figures, ratios, slices, overhead, step_times):
+    for show in (figures, ratios, pooled, slices, overhead, step_times):
         show(runs)
     if args.write:
         write(runs, args.write)

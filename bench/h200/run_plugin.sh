@@ -36,8 +36,9 @@ all() {
     driver a 0 "0-$((half - 1))" "$A" "${both[@]}" $MORE &
     driver b 1 "$half-$((2 * half - 1))" "$Z" "${both[@]}" $MORE &
     wait
-    driver tp2 0,1 "0-$((2 * half - 1))" "stock:burst,outrank:burst" --seconds 100000 --capacity-file "$R/capacity" \
-      --tp 2 --engine-seats 256 --burst 400 --warm 50 $MORE
+    rm -f "$R/limit"
+    driver tp2 0,1 "0-$((2 * half - 1))" "stock:burst:64,outrank:burst:64" --seconds 100000 --capacity-file "$R/capacity" \
+      --tp 2 --engine-seats 256 --burst 300 --warm 20 $MORE
   else
     driver a 0 "0-$(($(nproc) - 1))" "$ONE" "${both[@]}" $MORE
   fi
