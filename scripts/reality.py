@@ -105,7 +105,7 @@ def main():
     parser.add_argument("--policies", default="fcfs=fcfs,rank=sjf,oracle=oracle-sjf",
                         help="policy of a run = policy of the simulator")
     parser.add_argument("--steps", type=Path, help="step log of the runs, to fit each run's own profile")
-    parser.add_argument("--only", default="", help="only runs whose name contains this")
+    parser.add_argument("--only", default="", help="only runs whose name contains one of these, comma-separated")
     parser.add_argument("--prompts", type=Path, help="the requests of runs of the plug-in, JSON lines, gzip")
     parser.add_argument("--ranker", help="the ranker that scored them")
     args = parser.parse_args()
@@ -116,7 +116,7 @@ def main():
     print("| run | requests | s/token mean, p90 | TTFT mean | E2E mean, p90 | simulated / measured: s/token | E2E mean | E2E p90 |")
     print("|---|---|---|---|---|---|---|---|")
     for name, (header, requests) in read_runs(args.runs).items():
-        if args.only not in name or header["policy"] not in args.of:
+        if not any(part in name for part in args.only.split(",")) or header["policy"] not in args.of:
             continue
         real = list(zip(*measured(requests)))
         with tempfile.TemporaryDirectory() as folder:
