@@ -170,7 +170,7 @@ def seats(model):
     print(f"seats: the long request lost its seat {preempted.count('long')} time(s), then ended; {scheduler._core.status()}")
 
 
-class timed:
+class Timed:
     """Notes how long each call of a class's method takes, until stopped."""
 
     def __init__(self, cls, name):
@@ -280,7 +280,7 @@ def cost(model):
             time.sleep(0.01)
         for _ in range(3):
             step(scheduler, lengths)
-        below, whole = timed(type(scheduler).__mro__[1], "schedule"), timed(type(scheduler), "schedule")
+        below, whole = Timed(type(scheduler).__mro__[1], "schedule"), Timed(type(scheduler), "schedule")
         for _ in range(300):
             step(scheduler, lengths)
         stock = [1e6 * took for took in below.stop()]
