@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from scipy.stats import kendalltau
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import Ridge
 
+OWN = Path(__file__).parent.parent / "traces" / "estimated-lengths.jsonl.gz"
 # Traces that share prompts, or whose prompts come from each other: none is in the prior of another.
 FAMILIES = {"alpaca": "alpaca", "halueval": "alpaca", "mmlupro": "mmlupro", "mixed": "mixed"}
 # Shares prompts with many: in no prior.
@@ -37,6 +39,12 @@ LEFT_OUT = ["flask-gpt4", "flask-llama2-chat-13b", "mmlupro-llama31-8b", "instru
 ADAPTING = ["mmlupro-llama31-8b", "mmlupro-qwen15-7b", "mmlupro-gemini15-flash", "mmlupro-mistral-7b",
             "instructionwild-llama32-3b", "flask-gpt4"]
 POINTS = [0, 100, 300, 1000, 3000]
+COMPARED = ["instructionwild-llama32-3b", "mmlupro-llama31-8b", "alpaca-libre-gpt35", "mixed-smollm2-135m-t1"]
+OBJECTIVES = ["listmle", "pairwise", "regression"]
+CLASSES = ["percentile:10", "width:10", "width:100", "width:400"]
+DRIFTING = ["mmlupro-llama31-8b", "instructionwild-llama32-3b"]
+PROFILE = "h200-llama3-8b"
+ENCODER = Path(__file__).parent.parent / "results" / "encoder" / "minilm.json"
 
 
 def family(name):
@@ -77,6 +85,26 @@ def floor(train, test):
     return kendalltau(predicted, np.log1p([length(row) for row in test]))[0]
 
 
+class Results:
+    """What has been computed, kept in a file as it comes, so that a run that was cut off goes on where it stopped."""
+
+    def __init__(self, path):
+        self.path, self.lock, self.known = path, threading.Lock(), {}
+        if path and Path(path).is_file():
+            self.known = dict(json.loads(line) for line in Path(path).read_text().splitlines())
+
+    def get(self, name, compute, *args):
+        key = json.dumps([name, *args])
+        if key not in self.known:
+            value = compute(*args)
+            with self.lock:
+                self.known[key] = value
+                if self.path:
+                    with open(self.path, "a") as file:
+                        file.write(json.dumps([key, value]) + "\n")
+        return self.known[key]
+
+
 class Bench:
     def __init__(self, outrank, data, folder):
         self.outrank, self.data, self.folder = outrank, Path(data) / "length", Path(folder)
@@ -103,13 +131,15 @@ class Bench:
         return json.loads(done.stdout)
 
     def prior(self, left_out):
-        """A ranker of the training part of all families but one; its file."""
-        traces = []
+        """A ranker of our own prompts with estimated lengths and of the training part of all families but one; its file. What
+        is chosen by cross-validation is chosen for families left out, as for the shipped ranker."""
+        traces = ["--trace", OWN, "--trace-family", "own", "--trace-weight", 2]
         for name in self.names:
             if family(name) in (left_out, IN_NO_PRIOR):
                 continue
             siblings = sum(family(other) == family(name) for other in self.names)
-            traces += ["--trace", self.write(f"{left_out}--{name}", self.split(name)[0][:PRIOR_ROWS // siblings])]
+            rows = self.write(f"{left_out}--{name}", self.split(name)[0][:PRIOR_ROWS // siblings])
+            traces += ["--trace", rows, "--trace-family", family(name), "--trace-weight", 1]
         out = self.folder / f"without-{left_out}.outrank"
         self.run("train", "--all", "--prior", "none", "--out", out, *traces)
         return out
@@ -120,6 +150,34 @@ class Bench:
         out = self.folder / f"{trace.stem}.outrank"
         tau = self.run("train", "--trace", trace, "--prior", prior, "--out", out)["held_out"]["tau_b"]
         return tau, self.run("eval", "--held-out", "--trace", trace, "--ranker", out)["files"][0]
+
+    def scored(self, name, how):
+        """tau-b, and mean s/token of a burst over that of fcfs when served shortest first by these scores: all as bare numbers, so
+        that a ranker has no better spread to offer than classes have."""
+        stem = f"{name}--{how.replace(':', '-')}"
+        trace, scored = self.data / f"{name}.jsonl.gz", self.folder / f"{stem}.scored.jsonl"
+        if how in OBJECTIVES:
+            ranker = self.folder / f"{stem}.outrank"
+            self.run("train", "--trace", trace, "--prior", "none", "--objective", how, "--out", ranker)
+            tau = self.run("trace", "score", trace, "--out", scored, "--held-out", "--ranker", ranker)["tau_b"]
+        else:
+            tau = self.run("trace", "score", trace, "--out", scored, "--held-out", "--classes", how)["tau_b"]
+        runs = self.run("simulate", "--trace", scored, "--scores", "trace", "--arrivals", "burst:2000", "--profile", PROFILE, "--seeds", 5,
+                        "--policies", "fcfs,sjf,oracle-sjf", "--no-monitor")["runs"]
+        mean = lambda policy: statistics.mean(run["metrics"]["s_per_token"]["mean"] for run in runs if run["policy"] == policy)
+        return tau, mean("sjf") / mean("fcfs"), mean("oracle-sjf") / mean("fcfs")
+
+    def drift(self, name):
+        """An hour of load in which the ranker is upside down for a third, and the same hour without: the runs of outrank, and fcfs."""
+        ranker = self.folder / f"{name}--drift.outrank"
+        trace = self.data / f"{name}.jsonl.gz"
+        self.run("train", "--trace", trace, "--prior", "none", "--out", ranker)
+        found = {}
+        for scores in ("ranker", "flipped:1200:2400"):
+            runs = self.run("simulate", "--trace", trace, "--held-out", "--ranker", ranker, "--scores", scores, "--profile", PROFILE,
+                            "--arrivals", "load:0.95", "--duration-s", 3600, "--policies", "fcfs,outrank")["runs"]
+            found[scores] = {run["policy"]: {key: run[key] for key in ("metrics", "trust_changes")} for run in runs}
+        return found
 
 
 def three(value):
@@ -136,29 +194,47 @@ def main():
     args.add_argument("--data", required=True)
     args.add_argument("--out", required=True)
     args.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 3))
+    args.add_argument("--results", help="file that keeps what was computed: a run that was cut off goes on there")
     args = args.parse_args()
+    results = Results(args.results)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
         bench = Bench(args.outrank, args.data, folder)
-        families = sorted({family(name) for name in bench.names})
-        priors = dict(zip(families, pool.map(bench.prior, families)))
-        print("ranker: priors trained", file=sys.stderr, flush=True)
-        prior_of = lambda name: priors[family(name)]
-        alone = {name: pool.submit(bench.train, name, "none") for name in bench.names}
-        helped = {name: pool.submit(bench.train, name, prior_of(name)) for name in bench.names}
-        curves = {(name, size, prior): pool.submit(bench.train, name, "none" if prior == "none" else prior_of(name), size)
+        priors = {}
+        lock = {family(name): threading.Lock() for name in bench.names}
+
+        def prior_of(name):
+            with lock[family(name)]:
+                if family(name) not in priors:
+                    priors[family(name)] = bench.prior(family(name))
+            return priors[family(name)]
+
+        held_out_of = lambda name, *more: ("eval", "--held-out", "--trace", bench.data / f"{name}.jsonl.gz", "--ranker", prior_of(name), *more)
+        work = {
+            "alone": lambda name: bench.train(name, "none"),
+            "helped": lambda name: bench.train(name, prior_of(name)),
+            "curve": lambda name, size, prior: bench.train(name, "none" if prior == "none" else prior_of(name), size),
+            "cold": lambda name: bench.run(*held_out_of(name)),
+            "adapting": lambda name, seed: bench.run(*held_out_of(name, "--adaptation", "--seed", seed)),
+            "scored": bench.scored,
+            "drift": bench.drift,
+            "floor": lambda name, size: floor(bench.split(name)[0][:size], bench.split(name)[1]),
+        }
+        start = lambda kind, *args: pool.submit(results.get, kind, work[kind], *args)
+        # Those that take longest go first.
+        adapting = {(name, seed): start("adapting", name, seed) for name in ADAPTING for seed in (1, 2, 3)}
+        helped = {name: start("helped", name) for name in bench.names}
+        alone = {name: start("alone", name) for name in bench.names}
+        drifting = {name: start("drift", name) for name in DRIFTING}
+        compared = {(name, how): start("scored", name, how) for name in COMPARED for how in OBJECTIVES + CLASSES}
+        cold = {name: start("cold", name) for name in LEFT_OUT}
+        curves = {(name, size, prior): start("curve", name, size, prior)
                   for name in CURVES for size in SIZES if size <= len(bench.split(name)[0]) for prior in ("none", "prior")}
-        cold = {name: pool.submit(bench.run, "eval", "--held-out", "--trace", bench.data / f"{name}.jsonl.gz", "--ranker", prior_of(name))
-                for name in LEFT_OUT}
-        adapting = {(name, seed): pool.submit(bench.run, "eval", "--adaptation", "--held-out", "--seed", seed, "--trace",
-                                              bench.data / f"{name}.jsonl.gz", "--ranker", prior_of(name))
-                    for name in ADAPTING for seed in (1, 2, 3)}
-        floors = {}
-        for name in bench.names:
-            floors[name] = floor(*bench.split(name))
-        floor_at = {(name, size): floor(bench.split(name)[0][:size], bench.split(name)[1]) for name, size, _ in curves}
-        alone, helped, curves, cold, adapting = ({key: job.result() for key, job in jobs.items()}
-                                                 for jobs in (alone, helped, curves, cold, adapting))
-    text = document(bench, floors, alone, helped, floor_at, curves, cold, adapting)
+        floor_at = {(name, size): start("floor", name, size) for name, size, _ in curves}
+        floors = {name: start("floor", name, None) for name in bench.names}
+        alone, helped, curves, cold, adapting, compared, drifting, floor_at, floors = (
+            {key: job.result() for key, job in jobs.items()}
+            for jobs in (alone, helped, curves, cold, adapting, compared, drifting, floor_at, floors))
+    text = document(bench, floors, alone, helped, floor_at, curves, cold, adapting) + further(compared, drifting)
     Path(args.out).with_suffix(".tmp").write_text(text)
     Path(args.out).with_suffix(".tmp").rename(args.out)
     print(f"ranker: wrote {args.out}", file=sys.stderr)
@@ -166,14 +242,18 @@ def main():
 
 def document(bench, floors, alone, helped, floor_at, curves, cold, adapting):
     parts = [INTRODUCTION]
+    encoder = json.loads(ENCODER.read_text()) if ENCODER.is_file() else {"own": {}, "left_out": {}}
+    encoded = {name: encoder["own"].get(name, {}).get("tau_b") for name in bench.names}
     rows = [[name, three(floors[name]), three(alone[name][0]), three(helped[name][0]), f"{helped[name][0] - floors[name]:+.3f}",
-             three(helped[name][1]["interval_80_coverage"]), f"{helped[name][1]['us_per_prompt']:.0f}"] for name in bench.names]
+             three(encoded[name]), three(helped[name][1]["interval_80_coverage"]), f"{helped[name][1]['us_per_prompt']:.0f}"]
+            for name in bench.names]
     mean = lambda values: statistics.mean(values)
     taus = [helped[name][0] for name in bench.names]
     rows.append(["**mean**", f"**{mean(floors.values()):.3f}**", f"**{mean([tau for tau, _ in alone.values()]):.3f}**",
                  f"**{mean(taus):.3f}**", f"**{mean(taus) - mean(floors.values()):+.3f}**",
+                 f"**{mean(encoded.values()):.3f}**" if all(encoded.values()) else "-",
                  three(mean([report["interval_80_coverage"] for _, report in helped.values()])), ""])
-    parts.append(table(["trace", "floor", "alone", "with a prior", "over the floor", "within 80 %", "us a prompt"], rows))
+    parts.append(table(["trace", "floor", "alone", "with a prior", "over the floor", "MiniLM", "within 80 %", "us a prompt"], rows))
     parts.append("\n## Tau-b against the number of prompts learned from\n")
     rows = []
     for name in CURVES:
@@ -187,8 +267,8 @@ def document(bench, floors, alone, helped, floor_at, curves, cold, adapting):
     rows = []
     for name in LEFT_OUT:
         tau, inside = cold[name]["files"][0]["tau_b"], helped[name][0]
-        rows.append([name, three(tau), three(inside), f"{tau / inside:.2f}"])
-    parts.append(table(["trace", "never seen", "trained on it", "ratio"], rows))
+        rows.append([name, three(tau), three(inside), f"{tau / inside:.2f}", three(encoder["left_out"].get(name))])
+    parts.append(table(["trace", "never seen", "trained on it", "ratio", "MiniLM, never seen"], rows))
     parts.append("\n## Adaptation while serving\n\nThe same prior hears answers one by one, as in `outrank serve` (median of "
                  "three orders); last column: trained offline on all of them.\n")
     rows = []
@@ -204,15 +284,49 @@ def document(bench, floors, alone, helped, floor_at, curves, cold, adapting):
     return "\n".join(parts) + "\n"
 
 
+def further(compared, drifting):
+    """Ranking against classes and other objectives; drift; how far off the ETA is."""
+    parts = ["\n## Ranking against classes, and other objectives\n\nThe same features, rows and split; each trained alone. Burst: 2,000 "
+             f"held-out requests, shortest predicted first, profile `{PROFILE}`, mean s/token over fcfs (5 seeds); all predictions as bare "
+             "numbers.\n"]
+    rows = []
+    for name in COMPARED:
+        rows += [[name, how, three(compared[name, how][0]), three(compared[name, how][1])] for how in OBJECTIVES + CLASSES]
+        rows.append([name, "true lengths", "1", three(compared[name, "listmle"][2])])
+    parts.append(table(["trace", "learned as", "tau-b", "burst"], rows))
+    parts.append("\n## Drift\n\nAn hour at 0.95 of capacity in which the ranker is upside down from 1,200 s to 2,400 s. s/token: mean over "
+                 "that of fcfs on the same requests.\n")
+    rows = []
+    for name in DRIFTING:
+        steady, flipped = drifting[name]["ranker"], drifting[name]["flipped:1200:2400"]
+        ratio = lambda runs: runs["outrank"]["metrics"]["s_per_token"]["mean"] / runs["fcfs"]["metrics"]["s_per_token"]["mean"]
+        changes = flipped["outrank"]["trust_changes"]
+        to = [change["at_s"] - 1200 for change in changes if change["trust"] == "distrusted"]
+        back = [change["at_s"] - 2400 for change in changes if change["trust"] == "trusted"]
+        rows.append([name, f"{to[0]:.0f} s" if to else "never", f"{back[0]:.0f} s" if back else "never", str(len(changes)),
+                     three(ratio(steady)), three(ratio(flipped)), str(len(steady["outrank"]["trust_changes"]))])
+    parts.append(table(["trace", "to arrival order after", "back after", "changes in the hour", "without drift", "with it", "changes without drift"], rows))
+    parts.append("\n## How far off the ETA is\n\nThe same hour without drift: seconds between the end that a client is told on arrival and the true "
+                 "one, and E2E beside it.\n")
+    rows = []
+    for name in DRIFTING:
+        metrics = drifting[name]["ranker"]["outrank"]["metrics"]
+        cell = lambda key: f"{metrics[key]['p50']:.2f}, {metrics[key]['p90']:.2f}"
+        rows.append([name, cell("eta_error_s"), cell("e2e_s")])
+    parts.append(table(["trace", "ETA error p50, p90 (s)", "E2E p50, p90 (s)"], rows))
+    return "\n".join(parts) + "\n"
+
+
 INTRODUCTION = """# How well the ranker ranks
 
 Made by `make ranker-table DATA=DIR`. Kendall tau-b on held-out prompts, a fifth of each trace by the hash of the prompt. Floor:
 ridge regression on hashed word 1-2-grams and four surface features. Alone: one linear ranker a trace (hashed word 1-2-grams,
 character 4-grams, opening and closing words, surface facts; ridge, then ListMLE with early stopping on an inner split).
-With a prior: the same, started from a ranker that learned from the training parts of the other families of traces, as
-`outrank train` starts from the shipped one; it never saw a held-out prompt, nor any prompt of the trace's family. The same
+With a prior: the same, started from a ranker that learned from our own prompts with estimated lengths (traces/README.md) and the
+training parts of the other families of traces, as `outrank train` starts from the shipped one; it never saw a held-out prompt, nor any prompt of the trace's family. The same
 settings for all. One seed, one split: rows with a hundred test prompts (arenahard, ifbench) are noisy either way.
-Within 80 %: share of answers whose length lies in the interval that is said to hold 80 % of them. Traces whose licence keeps
+MiniLM: MiniLM-L6 (22 M parameters) fine-tuned with ListMLE on the same split, as in the paper (`bench/encoder`, on a GPU; 11
+to 106 ms a prompt on two CPU cores). Within 80 %: share of answers whose length lies in the interval that is said to hold 80 % of them. Traces whose licence keeps
 them out of what ships are in these tables only.
 
 How far to trust it: the ranker's features and settings were chosen on inner validation, over about 35 tried, but the sweep

@@ -33,7 +33,7 @@ use crate::train::TrainArgs;
 pub(crate) struct Cli {
     /// Settings file; by default ./outrank.toml, if there is one
     ///
-    /// Tables [serve], [engine], [policy] and [ranker]; keys are named like the flags, with `_` for `-`. An unknown
+    /// Tables [serve], [gateway], [[tenants]], [engine], [policy] and [ranker]; keys are named like the flags, with `_` for `-`. An unknown
     /// key is an error.
     #[arg(long, global = true, env = "OUTRANK_CONFIG", value_name = "FILE", help_heading = "Global options")]
     pub(crate) config: Option<PathBuf>,
@@ -51,6 +51,8 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Serve(Box<ServeArgs>),
+    /// Check the settings of `serve`, and whether its upstreams answer, without serving
+    Check(Box<ServeArgs>),
     Train(TrainArgs),
     Eval(EvalArgs),
     Simulate(Box<SimulateArgs>),

@@ -113,7 +113,7 @@ fn curve(file: &str, ranker: &Ranker, records: &[TraceRecord], seed: u64) -> Cur
         }
         let Some(record) = heard.get(observed) else { break };
         if let Some(tokens) = record.length_tokens() {
-            adapter.observe(&record.text(), tokens.round() as u32, record.is_censored());
+            adapter.observe(&record.request_text(), tokens.round() as u32, record.is_censored());
         }
         if let Some(examples) = adapter.due() {
             current = adapt(ranker, &examples).map_or(current, |adapted| adapted.ranker);

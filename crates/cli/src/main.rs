@@ -12,6 +12,7 @@ mod error;
 mod eval;
 mod explain;
 mod files;
+mod gateway;
 mod host;
 mod http;
 mod output;
@@ -43,9 +44,11 @@ fn main() -> ExitCode {
 
 fn dispatch(cli: Cli) -> anyhow::Result<()> {
     let output = Output::new(cli.json);
-    let file = || FileSettings::load(cli.config.as_deref());
+    let path = cli.config.as_deref();
+    let file = || FileSettings::load(path);
     match cli.command {
-        Command::Serve(command) => serve::run(*command, file()?, &output),
+        Command::Serve(command) => serve::run(*command, file()?, path, &output),
+        Command::Check(command) => gateway::check(*command, file()?, &output),
         Command::Train(command) => train::run(&command, &output),
         Command::Eval(command) => eval::run(&command, &output),
         Command::Bench(command) => bench::run(*command, file()?, &output),

@@ -1,5 +1,7 @@
 //! `outrank serve`.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use clap::Args;
 use outrank_core::policies;
@@ -8,39 +10,47 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::error::usage;
+use crate::gateway;
 use crate::host::{Host, HostConfig, ModelFile};
 use crate::output::{Output, note};
-use crate::settings::{EngineSettings, FileSettings, PolicyFlags, RankerSettings, ServeSettings, set};
+use crate::settings::{
+    EngineSettings, FileSettings, GatewaySettings, PolicyFlags, RankerSettings, ServeSettings, set,
+};
 
-const DEFAULT_PORT: u16 = 8000;
+pub(crate) const DEFAULT_PORT: u16 = 8000;
 /// What a shell reports for a program that Ctrl-C ended.
-const INTERRUPTED: i32 = 130;
+pub(crate) const INTERRUPTED: i32 = 130;
 
-/// Serve a model over the OpenAI API, in learned-rank order
+/// Serve a model over the OpenAI API, in learned-rank order, or put that order in front of other servers
+///
+/// With --upstream it is a gateway: no model is run, and requests to the upstreams are ordered, spread and watched over.
 ///
 /// Answers /v1/chat/completions, /v1/completions and /v1/models, streaming or whole. Every request is scored by the ranker
 /// and gets a virtual deadline, its arrival plus a head start for shorter ones, bounded by --patience-s; the earliest goes first.
 /// /v1/outrank/requests/ID tells where a request stands and why; /metrics, /health/live and /health/ready are for machines.
 ///
 /// On SIGTERM or Ctrl-C it accepts no more, finishes what runs within --drain-s, and exits; a second one ends it at once.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:\n  \
     outrank serve\n  \
     outrank serve --model llama.gguf --seats 16 --context 4096 --ranker my.outrank\n  \
     outrank serve --host 0.0.0.0 --port 80 --api-key secret\n  \
+    outrank serve --upstream http://gpu1:8000 --upstream 'http://gpu2:8000 weight=2'\n  \
     OUTRANK_POLICY=fcfs outrank serve\n\n\
     outrank.toml:\n  \
     [serve]\n  port = 8080\n  [engine]\n  seats = 16\n  [policy]\n  patience_s = 60.0\n\n\
     OUTRANK_LOG sets what is logged to stderr: error, warn (default), info, debug.")]
 pub(crate) struct ServeArgs {
     #[command(flatten)]
-    serve: ServeSettings,
+    pub(crate) serve: ServeSettings,
     #[command(flatten)]
-    engine: EngineSettings,
+    pub(crate) gateway: GatewaySettings,
     #[command(flatten)]
-    policy: PolicyFlags,
+    pub(crate) engine: EngineSettings,
     #[command(flatten)]
-    ranker: RankerSettings,
+    pub(crate) policy: PolicyFlags,
+    #[command(flatten)]
+    pub(crate) ranker: RankerSettings,
 }
 
 /// What `--json` prints when the server is ready.
@@ -53,9 +63,17 @@ struct Ready<'a> {
     context_tokens: u32,
 }
 
-/// Runs the command.
-pub(crate) fn run(args: ServeArgs, file: FileSettings, output: &Output) -> Result<()> {
+/// Runs the command: the gateway, if there are upstreams, or else the embedded engine.
+pub(crate) fn run(args: ServeArgs, file: FileSettings, path: Option<&Path>, output: &Output) -> Result<()> {
     start_log();
+    if gateway::is_wanted(&args, &file) {
+        return gateway::run(args, file, path.map(Path::to_owned), output);
+    }
+    embedded(args, file, output)
+}
+
+fn embedded(args: ServeArgs, file: FileSettings, output: &Output) -> Result<()> {
+    gateway::refuse_settings(&args, &file)?;
     let serve = args.serve.or(file.serve);
     let engine = args.engine.or(file.engine);
     let ranker = args.ranker.or(file.ranker);
@@ -118,7 +136,7 @@ fn ready_text(url: &str, model: &str, key: bool) -> String {
     )
 }
 
-async fn shutdown() -> Result<()> {
+pub(crate) async fn shutdown() -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     tokio::select! {
         _ = terminate.recv() => Ok(()),

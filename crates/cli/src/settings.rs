@@ -95,6 +95,91 @@ settings! {
 }
 
 settings! {
+    /// Table `[gateway]`.
+    GatewaySettings {
+        /// Order requests in front of this OpenAI-compatible server instead of running a model; repeatable. Settings of its own may
+        /// follow the URL: "http://gpu1:8000 weight=2 window=32 mode=stamp stamp=body models=a,b key_env=VAR limit=64 dns=yes"
+        #[arg(long, env = "OUTRANK_UPSTREAM", value_name = "URL", value_delimiter = ';', help_heading = "Gateway")]
+        upstream: Vec<String>,
+        /// File with an upstream a line, watched for changes
+        #[arg(long, env = "OUTRANK_UPSTREAMS_FILE", value_name = "FILE", help_heading = "Gateway")]
+        upstreams_file: PathBuf,
+        /// hold: requests wait here, a window of them is at each upstream; stamp: all are forwarded at once with a priority that the
+        /// engine orders by [default: hold]
+        #[arg(long, env = "OUTRANK_MODE", value_name = "MODE", help_heading = "Gateway")]
+        mode: String,
+        /// Requests at each upstream in hold mode: a number, MIN-MAX, or auto, which finds the knee [default: auto]
+        #[arg(long, env = "OUTRANK_WINDOW", value_name = "N", help_heading = "Gateway")]
+        window: String,
+        /// Waiting requests at most; beyond it clients get 429 and Retry-After [default: 1024]
+        #[arg(long, env = "OUTRANK_MAX_QUEUE", value_name = "N", help_heading = "Gateway")]
+        max_queue: usize,
+        /// Refuse requests that would wait longer than this, in seconds [default: wait]
+        #[arg(long, env = "OUTRANK_MAX_WAIT_S", value_name = "SECONDS", help_heading = "Gateway")]
+        max_wait_s: f64,
+        /// Seconds that a request may take from arrival to its last byte; clients may ask for less (x-outrank-timeout-ms) [default: 600]
+        #[arg(long, env = "OUTRANK_REQUEST_TIMEOUT_S", value_name = "SECONDS", help_heading = "Gateway")]
+        request_timeout_s: f64,
+        /// Seconds until an answer must have begun at the upstream [default: 300]
+        #[arg(long, env = "OUTRANK_FIRST_BYTE_TIMEOUT_S", value_name = "SECONDS", help_heading = "Gateway")]
+        first_byte_timeout_s: f64,
+        /// Seconds of silence within an answer after which the upstream is given up [default: 60]
+        #[arg(long, env = "OUTRANK_STALL_TIMEOUT_S", value_name = "SECONDS", help_heading = "Gateway")]
+        stall_timeout_s: f64,
+        /// Seconds that a client may read nothing before it is disconnected [default: 30]
+        #[arg(long, env = "OUTRANK_CLIENT_TIMEOUT_S", value_name = "SECONDS", help_heading = "Gateway")]
+        client_timeout_s: f64,
+        /// Further attempts of a request that an upstream failed before its first byte [default: 2]
+        #[arg(long, env = "OUTRANK_MAX_RETRIES", value_name = "N", help_heading = "Gateway")]
+        max_retries: u32,
+        /// Seconds that requests wait while none of their upstreams can be reached [default: 30]
+        #[arg(long, env = "OUTRANK_OUTAGE_WAIT_S", value_name = "SECONDS", help_heading = "Gateway")]
+        outage_wait_s: f64,
+        /// Seconds between two health checks of an upstream [default: 2]
+        #[arg(long, env = "OUTRANK_HEALTH_INTERVAL_S", value_name = "SECONDS", help_heading = "Gateway")]
+        health_interval_s: f64,
+        /// Largest request body, in bytes [default: 4194304]
+        #[arg(long, env = "OUTRANK_MAX_BODY_BYTES", value_name = "BYTES", help_heading = "Gateway")]
+        max_body_bytes: usize,
+        /// Client connections at once [default: 16384]
+        #[arg(long, env = "OUTRANK_MAX_CONNECTIONS", value_name = "N", help_heading = "Gateway")]
+        max_connections: usize,
+        /// Same replica for the same conversation: none, session (x-session-id or `user`) or prefix [default: none]
+        #[arg(long, env = "OUTRANK_AFFINITY", value_name = "KIND", help_heading = "Gateway")]
+        affinity: String,
+        /// Seconds of later arrivals that requests of class batch let by (x-outrank-class) [default: 60]
+        #[arg(long, env = "OUTRANK_BATCH_DELAY_S", value_name = "SECONDS", help_heading = "Gateway")]
+        batch_delay_s: f64,
+        /// Seconds of later interactive arrivals that requests of class default let by [default: 0]
+        #[arg(long, env = "OUTRANK_DEFAULT_DELAY_S", value_name = "SECONDS", help_heading = "Gateway")]
+        default_delay_s: f64,
+        /// Order by arrival, and count in outrank_shadow_saved_seconds what the policy would save
+        #[arg(long, env = "OUTRANK_SHADOW", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+              default_missing_value = "true", help_heading = "Gateway")]
+        shadow: bool,
+        /// Certificate chain towards clients, PEM; with --tls-key
+        #[arg(long, env = "OUTRANK_TLS_CERT", value_name = "FILE", help_heading = "Gateway")]
+        tls_cert: PathBuf,
+        /// Private key of the certificate, PEM
+        #[arg(long, env = "OUTRANK_TLS_KEY", value_name = "FILE", help_heading = "Gateway")]
+        tls_key: PathBuf,
+        /// Write a line for each answered request, a trace that `outrank simulate --from-journal` replays
+        #[arg(long, env = "OUTRANK_JOURNAL", value_name = "FILE", help_heading = "Gateway")]
+        journal: PathBuf,
+        /// Size at which a new journal is begun, in MiB [default: 64]
+        #[arg(long, env = "OUTRANK_JOURNAL_MIB", value_name = "MIB", help_heading = "Gateway")]
+        journal_mib: u64,
+        /// Journal files kept [default: 4]
+        #[arg(long, env = "OUTRANK_JOURNAL_FILES", value_name = "N", help_heading = "Gateway")]
+        journal_files: u32,
+        /// Write prompts into the journal too, to train on
+        #[arg(long, env = "OUTRANK_JOURNAL_PROMPTS", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+              default_missing_value = "true", help_heading = "Gateway")]
+        journal_prompts: bool,
+    }
+}
+
+settings! {
     /// Table `[policy]`.
     PolicyFlags {
         /// outrank: head start of later arrivals over a long request, per second of backlog [default: 3]
@@ -155,6 +240,9 @@ settings! {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct FileSettings {
     pub(crate) serve: ServeSettings,
+    pub(crate) gateway: GatewaySettings,
+    /// Tables `[[tenants]]`: who may use the gateway.
+    pub(crate) tenants: Vec<outrank_gateway::TenantConfig>,
     pub(crate) engine: EngineSettings,
     pub(crate) policy: PolicyFlags,
     pub(crate) ranker: RankerSettings,

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use clap::Args;
-use outrank_ranker::{Ranker, TraceFile, TrainConfig, TrainReport};
+use clap::{Args, ValueEnum};
+use outrank_ranker::{Objective, Ranker, TraceFile, TrainConfig, TrainReport};
 use serde::Serialize;
 
 use crate::files;
@@ -41,6 +41,10 @@ pub(crate) struct TrainArgs {
     /// learned from one of these traces]
     #[arg(long, value_name = "RANKER")]
     prior: Option<String>,
+    /// What training makes smaller: listmle (the paper's; the likelihood of whole orders), pairwise (a margin between pairs), or
+    /// regression (squared errors of the logarithm of lengths)
+    #[arg(long, value_name = "NAME", default_value = "listmle")]
+    objective: ObjectiveName,
     /// Licence to write into the ranker file
     #[arg(long, value_name = "TEXT", default_value = "unknown")]
     licence: String,
@@ -57,6 +61,23 @@ pub(crate) struct TrainArgs {
     trace_weight: Vec<f64>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ObjectiveName {
+    Listmle,
+    Pairwise,
+    Regression,
+}
+
+impl From<ObjectiveName> for Objective {
+    fn from(name: ObjectiveName) -> Self {
+        match name {
+            ObjectiveName::Listmle => Self::ListMle,
+            ObjectiveName::Pairwise => Self::Pairwise,
+            ObjectiveName::Regression => Self::Regression,
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct Report<'a> {
     /// Where the ranker is.
@@ -71,6 +92,7 @@ pub(crate) fn run(args: &TrainArgs, output: &Output) -> Result<()> {
     let config = TrainConfig {
         all: args.all,
         seed: args.seed,
+        objective: args.objective.into(),
         licence: args.licence.clone(),
         prior: args.prior(&files)?,
         command: args.command(),
@@ -157,6 +179,9 @@ impl TrainArgs {
         }
         if let Some(prior) = &self.prior {
             command.push_str(&format!(" --prior {}", files::name(Path::new(prior))));
+        }
+        if self.objective != ObjectiveName::Listmle {
+            command.push_str(&format!(" --objective {:?}", self.objective).to_lowercase());
         }
         command.push_str(if self.all { " --all" } else { "" });
         format!("{command} --seed {} --licence '{}'", self.seed, self.licence)

@@ -103,6 +103,39 @@ fn a_split_is_by_prompt_and_drops_near_duplicates_only_when_asked() {
 }
 
 #[test]
+fn scores_are_written_into_a_trace_and_classes_tie_what_a_ranker_tells_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = file(dir.path(), "t.jsonl", &trace(400));
+    let scored = |args: &[&str]| {
+        let all = [&["trace", "score", &trace, "--out", "s.jsonl", "--held-out"], args].concat();
+        let report = json(dir.path(), &all);
+        let scores: std::collections::BTreeSet<String> = lines(&dir.path().join("s.jsonl"))
+            .iter()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["score"].to_string())
+            .collect();
+        (report["tau_b"].as_f64().unwrap(), scores.len())
+    };
+    json(dir.path(), &["train", "--trace", &trace, "--out", "r.outrank", "--prior", "none"]);
+    let (ranked, _) = scored(&["--ranker", "r.outrank"]);
+    let (classed, values) = scored(&["--classes", "percentile:3"]);
+    assert!(ranked > 0.5 && classed > 0.3 && values <= 3, "{ranked} {classed} {values}");
+    assert_eq!(fails(dir.path(), &["trace", "score", &trace, "--out", &trace]).0, 2);
+    assert_eq!(fails(dir.path(), &["trace", "score", &trace, "--out", "x", "--classes", "width:0"]).0, 2);
+}
+
+#[test]
+fn families_are_left_out_one_at_a_time_and_must_be_given_for_every_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (file(dir.path(), "a.jsonl", &trace(120)), file(dir.path(), "b.jsonl", &trace(90)));
+    let train = ["train", "--trace", &a, "--trace", &b, "--all", "--prior", "none", "--out", "r.outrank"];
+    json(dir.path(), &[&train[..], &["--trace-family", "x", "--trace-family", "y"]].concat());
+    let apart = std::fs::read(dir.path().join("r.outrank")).unwrap();
+    json(dir.path(), &[&train[..], &["--trace-family", "x", "--trace-family", "x"]].concat());
+    assert_ne!(apart, std::fs::read(dir.path().join("r.outrank")).unwrap());
+    assert_eq!(fails(dir.path(), &[&train[..], &["--trace-family", "x"]].concat()).0, 2);
+}
+
+#[test]
 fn the_papers_format_becomes_a_trace_without_the_answers() {
     let dir = tempfile::tempdir().unwrap();
     let paper = file(dir.path(), "p.jsonl", "{\"prompt\": \"a b\", \"generated\": \"one two three four\"}\n");
@@ -267,7 +300,7 @@ fn help_documents_every_command_with_examples() {
         assert!(command == "trace" || text.contains("Example"), "{command} has no example");
         assert!(text.len() > 800, "{command} says little");
     }
-    for command in ["validate", "stats", "count", "convert", "split", "collect"] {
+    for command in ["validate", "stats", "count", "convert", "split", "score", "collect"] {
         assert!(help(&["trace", command]).contains("Usage: outrank trace"), "{command}");
     }
     assert_eq!(run(dir.path(), &[]).status.code(), Some(2));
@@ -281,4 +314,21 @@ fn our_own_trace_is_valid_and_large_and_nothing_of_its_held_out_part_is_nearly_i
     let count = |name: &str| report[name].as_u64().unwrap();
     assert!(count("train") + count("held_out") >= 1500 && count("held_out") >= 300, "{report}");
     assert_eq!(count("near_duplicates"), 0, "{report}");
+}
+
+#[test]
+fn prompts_with_estimated_lengths_are_valid_and_none_is_held_out_in_our_own_trace() {
+    let traces = concat!(env!("CARGO_MANIFEST_DIR"), "/../../traces/");
+    let read = |name: &str| {
+        let path = std::path::Path::new(traces).join(name);
+        outrank_ranker::read_trace(&path, outrank_ranker::trace::Lengths::Required).unwrap()
+    };
+    let held_out: std::collections::BTreeSet<String> = read("smollm2-135m.jsonl.gz")
+        .iter()
+        .filter(|record| outrank_ranker::trace::held_out(record))
+        .map(outrank_ranker::TraceRecord::text)
+        .collect();
+    let estimated = read("estimated-lengths.jsonl.gz");
+    assert!(estimated.len() > 5000 && held_out.len() > 300);
+    assert!(estimated.iter().all(|record| !held_out.contains(&record.text())));
 }

@@ -118,6 +118,10 @@ pub(crate) struct Entry {
     pub(crate) overtaken_by: u64,
     /// Names it to the monitor; `None` before it starts and where it had no score then.
     pub(crate) ticket: Option<u64>,
+    /// The lane of its tenant.
+    pub(crate) lane: usize,
+    /// Output tokens that its tenant has been charged for it.
+    pub(crate) charged_tokens: f64,
 }
 
 impl Entry {
@@ -148,6 +152,8 @@ impl Entry {
             batched_at_step: 0,
             overtaken_by: 0,
             ticket: None,
+            lane: 0,
+            charged_tokens: 0.0,
         }
     }
 
@@ -187,6 +193,11 @@ impl Entry {
     /// Its rank under `policy` as of now.
     pub(crate) fn rank_now(&self, policy: &dyn Policy, estimates: &Estimates) -> Rank {
         let key = policy.key(&self.view(estimates));
+        let key = if self.request.delay_s == 0.0 {
+            key
+        } else {
+            crate::Key::new(key.value() + self.request.delay_s)
+        };
         Rank { band: u8::from(!self.promoted), key, number: self.number }
     }
 }

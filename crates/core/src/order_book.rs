@@ -12,15 +12,20 @@ use crate::entry::{Entry, Estimates, Prediction};
 use crate::scheduler::{MIN_BACKLOG_S, load_moved};
 use crate::starvation::StarvationTimers;
 use crate::{
-    MonitorSettings, Place, Policy, Rank, RankMonitor, RankQueue, Request, RequestId, Score, ServiceModel,
-    State, StepSample, Timestamp, Trust,
+    Eta, Explanation, Key, Lanes, MonitorSettings, OvertakeLog, Place, Placement, Policy, Preemption, Rank,
+    RankMonitor, Request, RequestId, Score, ServiceModel, State, StepSample, Timestamp, Trust,
 };
+
+/// Estimates for people may be so old, in seconds, where more than [`FEW_RUNNING`] run ...
+const ESTIMATES_S: f64 = 0.05;
+/// ... and are always fresh where fewer do.
+const FEW_RUNNING: usize = 64;
+/// Output tokens that a prompt token counts as when tenants are charged.
+const PROMPT_TOKEN_CHARGE: f64 = 0.1;
 
 /// A policy that an [`OrderBook`] cannot serve.
 #[derive(Clone, PartialEq, Debug, Error)]
-#[error(
-    "policy `{0}` orders by time: those who wait change places, which needs a host whose queue is the scheduler's"
-)]
+#[error("policy `{0}` needs a host that reports every step, or one that leaves its queue to the scheduler")]
 pub struct UnsuitedPolicy(pub &'static str);
 
 /// How a request ended.
@@ -38,8 +43,7 @@ pub enum End {
 ///
 /// [`crate::Scheduler`] decides everything about a step; a host like vLLM leaves only the order of its own queue to others.
 /// Both take keys, loads and verdicts from the same [`Policy`], estimates and [`RankMonitor`]. The host reports what it
-/// did, and asks which ranks have changed and who should lose a seat. Memory stays the host's: a request that ranks ahead
-/// takes a seat, never blocks alone.
+/// did, and asks which keys have changed, or, if it keeps no queue of its own, who goes next.
 #[derive(Debug)]
 pub struct OrderBook {
     policy: Box<dyn Policy>,
@@ -47,7 +51,7 @@ pub struct OrderBook {
     entries: Slab<Entry>,
     /// Slots by id; never iterated over.
     slots: HashMap<RequestId, usize, BuildHasherDefault<DefaultHasher>>,
-    waiting: RankQueue,
+    waiting: Lanes,
     running: Vec<usize>,
     estimates: Estimates,
     monitor: RankMonitor,
@@ -55,18 +59,50 @@ pub struct OrderBook {
     /// Steps that the host has taken.
     steps: u64,
     promotions: u64,
-    arrivals: u64,
+    overtakes: OvertakeLog,
+    overtake_pairs: u64,
+    left: RunningLeft,
     finished: u64,
     changed: Vec<(RequestId, Rank)>,
     all_changed: bool,
+}
+
+/// What those who run still need, as last looked at.
+#[derive(Clone, Debug, Default)]
+struct RunningLeft {
+    /// Seconds, in order.
+    sorted_s: Vec<f64>,
+    sum_s: f64,
+    taken_at: Timestamp,
+    stale: bool,
 }
 
 impl OrderBook {
     /// A book for a host with so many seats. `unscored_tokens` is what a request without score is taken for.
     ///
     /// # Errors
-    /// [`UnsuitedPolicy`] if keys of those who wait change with time.
+    /// [`UnsuitedPolicy`] if the policy preempts at every step or promotes (see [`Self::stepped_by`]), or if keys of those who
+    /// wait change with time.
     pub fn new(
+        policy: Box<dyn Policy>,
+        seats: u32,
+        service: ServiceModel,
+        unscored_tokens: f64,
+        monitor: MonitorSettings,
+    ) -> Result<Self, UnsuitedPolicy> {
+        let load = Estimates::first(service, unscored_tokens).load;
+        if policy.starvation().is_some() || policy.preemption(load) == Preemption::Always {
+            return Err(UnsuitedPolicy(policy.name()));
+        }
+        Self::stepped_by(policy, seats, service, unscored_tokens, monitor)
+    }
+
+    /// A book for a host that asks for [`Self::changed`] and [`Self::victims`] before each of its steps and reports it with
+    /// [`Self::stepped`]. Memory stays the host's: a request that ranks ahead takes a seat, never blocks alone.
+    ///
+    /// # Errors
+    /// [`UnsuitedPolicy`] if keys of those who wait change with time.
+    pub fn stepped_by(
         policy: Box<dyn Policy>,
         seats: u32,
         service: ServiceModel,
@@ -82,36 +118,49 @@ impl OrderBook {
             seats: seats.max(1),
             entries: Slab::new(),
             slots: HashMap::default(),
-            waiting: RankQueue::default(),
+            waiting: Lanes::default(),
             running: Vec::new(),
             estimates,
             monitor: RankMonitor::new(monitor),
             timers: StarvationTimers::default(),
             steps: 0,
             promotions: 0,
-            arrivals: 0,
+            overtakes: OvertakeLog::default(),
+            overtake_pairs: 0,
+            left: RunningLeft::default(),
             finished: 0,
             changed: Vec::new(),
             all_changed: false,
         })
     }
 
-    /// A request joins the host's queue. Returns its rank, or `None` if its id is in use.
-    pub fn submit(&mut self, now: Timestamp, request: Request, score: Option<Score>) -> Option<Rank> {
+    /// A request joins the host's queue. Returns its key, or `None` if its id is in use.
+    pub fn submit(&mut self, now: Timestamp, request: Request, score: Option<Score>) -> Option<Key> {
+        self.submit_in(0, now, request, score)
+    }
+
+    /// Like [`Self::submit`], in the lane of a tenant: [`Lanes`] says how tenants share.
+    pub fn submit_in(
+        &mut self,
+        lane: usize,
+        now: Timestamp,
+        request: Request,
+        score: Option<Score>,
+    ) -> Option<Key> {
         if self.slots.contains_key(&request.id) {
             return None;
         }
         self.estimates.now = now;
-        let (id, number) = (request.id, self.arrivals);
-        self.arrivals += 1;
+        let (id, number) = (request.id, self.overtakes.arrive());
         let prediction = score.map(|score| Prediction::new(score, request.known_limit_tokens()));
         let backlog_s = self.waiting.work_s() / f64::from(self.seats);
-        let slot = self.entries.insert(Entry::arrived(request, prediction, number, backlog_s));
+        let entry = Entry { lane, ..Entry::arrived(request, prediction, number, backlog_s) };
+        let slot = self.entries.insert(entry);
         self.slots.insert(id, slot);
         self.count_work(slot);
         self.enqueue(slot);
         self.start_starvation_timer(slot);
-        Some(self.entries[slot].rank)
+        Some(self.entries[slot].rank.key)
     }
 
     /// The score of a request has come. It moves, if it still waits.
@@ -122,10 +171,21 @@ impl OrderBook {
         entry.prediction = Some(Prediction::new(score, entry.request.known_limit_tokens()));
         self.count_work(slot);
         if self.entries[slot].state != State::Running {
-            self.waiting.remove(self.entries[slot].rank);
+            self.waiting.remove(self.entries[slot].lane, self.entries[slot].rank);
             self.enqueue(slot);
         }
         self.changed.push((id, self.entries[slot].rank));
+    }
+
+    /// Who should be given the next free seat.
+    pub fn next(&mut self, now: Timestamp) -> Option<(RequestId, Key)> {
+        self.estimates.now = now;
+        self.follow_load();
+        // A host that asks who goes next has no queue of its own to keep up to date.
+        self.changed.clear();
+        self.all_changed = false;
+        let (_, place) = self.waiting.first()?;
+        Some((self.entries[place.slot].request.id, place.rank.key))
     }
 
     /// The host gave a request a seat.
@@ -134,12 +194,18 @@ impl OrderBook {
         if self.entries[slot].state == State::Running {
             return;
         }
-        self.waiting.remove(self.entries[slot].rank);
+        self.waiting.remove(self.entries[slot].lane, self.entries[slot].rank);
+        let predicted_tokens = self.entries[slot].view(&self.estimates).predicted_tokens;
         let entry = &mut self.entries[slot];
         if entry.state == State::Waiting {
             entry.ticket = entry.prediction.map(|prediction| self.monitor.start(prediction.score));
+            entry.overtaken_by = self.overtakes.start(entry.number);
+            self.overtake_pairs += entry.overtaken_by;
         }
+        entry.charged_tokens = predicted_tokens;
+        self.waiting.charge(entry.lane, charge(&entry.request, predicted_tokens));
         entry.state = State::Running;
+        self.left.stale = true;
         entry.computed_tokens = entry.context_tokens();
         self.running.push(slot);
     }
@@ -152,10 +218,13 @@ impl OrderBook {
             return None;
         }
         self.estimates.now = now;
+        self.left.stale = true;
         self.running.retain(|&other| other != slot);
         let entry = &mut self.entries[slot];
         (entry.state, entry.computed_tokens) = (State::Paused, 0);
         entry.preemptions += 1;
+        let charged_tokens = std::mem::take(&mut entry.charged_tokens);
+        self.waiting.charge(entry.lane, -charge(&entry.request, charged_tokens));
         self.enqueue(slot);
         self.start_starvation_timer(slot);
         Some(self.entries[slot].rank)
@@ -165,9 +234,16 @@ impl OrderBook {
     pub fn generated(&mut self, id: RequestId, tokens: u32) {
         let Some(&slot) = self.slots.get(&id) else { return };
         let entry = &mut self.entries[slot];
+        self.left.stale |= tokens > entry.generated_tokens;
         entry.generated_tokens = tokens.max(entry.generated_tokens);
         if entry.state == State::Running {
             entry.computed_tokens = entry.context_tokens();
+            // Who was taken for short and is not pays as he goes.
+            let overrun_tokens = f64::from(entry.generated_tokens) - entry.charged_tokens;
+            if overrun_tokens > 0.0 {
+                entry.charged_tokens += overrun_tokens;
+                self.waiting.charge(entry.lane, overrun_tokens);
+            }
         }
     }
 
@@ -183,8 +259,15 @@ impl OrderBook {
         self.stop_starvation_timer(slot);
         if self.entries[slot].state == State::Running {
             self.running.retain(|&other| other != slot);
+            self.left.stale = true;
+            let entry = &self.entries[slot];
+            let used_tokens = f64::from(tokens.max(entry.generated_tokens));
+            self.waiting.charge(entry.lane, used_tokens - entry.charged_tokens);
         } else {
-            self.waiting.remove(self.entries[slot].rank);
+            self.waiting.remove(self.entries[slot].lane, self.entries[slot].rank);
+            if self.entries[slot].state == State::Waiting {
+                self.overtakes.leave(self.entries[slot].number);
+            }
         }
         let entry = self.entries.remove(slot);
         if end != End::Aborted {
@@ -221,9 +304,74 @@ impl OrderBook {
         std::mem::take(&mut self.changed)
     }
 
-    /// Requests that wait and that run, as reported.
-    pub fn occupancy(&self) -> (usize, usize) {
-        (self.waiting.len(), self.running.len())
+    /// The host has more or fewer seats now.
+    pub fn set_seats(&mut self, seats: u32) {
+        self.seats = seats.max(1);
+    }
+
+    /// Gives a tenant its share.
+    pub fn set_weight(&mut self, lane: usize, weight: f64) {
+        self.waiting.set_weight(lane, weight);
+    }
+
+    /// Requests that wait in a lane.
+    pub fn waiting_in(&self, lane: usize) -> usize {
+        self.waiting.len_of(lane)
+    }
+
+    /// Expected output tokens still to come of a request; 0 if it has left.
+    pub fn remaining_tokens(&self, id: RequestId) -> f64 {
+        self.slots.get(&id).map_or(0.0, |&slot| self.entries[slot].view(&self.estimates).remaining_tokens())
+    }
+
+    /// Where a request stands, or `None` if it has left. The estimate is that of [`crate::Scheduler::explain`].
+    pub fn placement(&mut self, id: RequestId) -> Option<Placement> {
+        let slot = *self.slots.get(&id)?;
+        Some(self.placement_of(slot))
+    }
+
+    /// Everything known about a request, or `None` if it has left or never came.
+    pub fn explain(&mut self, now: Timestamp, id: RequestId) -> Option<Explanation> {
+        let slot = *self.slots.get(&id)?;
+        self.estimates.now = now;
+        let Placement { position, eta } = self.placement_of(slot);
+        let entry = &self.entries[slot];
+        let view = entry.view(&self.estimates);
+        Some(Explanation {
+            id,
+            policy: self.policy.name().into(),
+            state: entry.state,
+            position,
+            score: view.score,
+            generated_tokens: entry.generated_tokens,
+            remaining_tokens: view.remaining_tokens(),
+            eta,
+            waited_s: now.since(entry.request.arrival).as_secs_f64(),
+            key: entry.rank_now(&*self.policy, &self.estimates).key.value(),
+            overtaken_by: match entry.state {
+                State::Waiting => self.overtakes.overtaken_by(entry.number),
+                State::Paused | State::Running => entry.overtaken_by,
+            },
+            preemptions: entry.preemptions,
+            promoted: false,
+            why: self.policy.why(&view),
+        })
+    }
+
+    /// Seconds until all who wait now have been served, and those who run.
+    pub fn drain_s(&mut self) -> f64 {
+        self.refresh_left();
+        (self.left.sum_s + self.waiting.work_s().max(0.0)) / f64::from(self.seats)
+    }
+
+    /// Pairs in which a later arrival started before an earlier one, since the start.
+    pub fn overtakes(&self) -> u64 {
+        self.overtake_pairs
+    }
+
+    /// Name of the policy.
+    pub fn policy_name(&self) -> &'static str {
+        self.policy.name()
     }
 
     /// Requests that ended with their answer.
@@ -238,7 +386,12 @@ impl OrderBook {
 
     /// Whether the policy reads the tokens of running requests in every step.
     pub fn follows_every_token(&self) -> bool {
-        self.policy.preemption(self.estimates.load) == crate::Preemption::Always
+        self.policy.preemption(self.estimates.load) == Preemption::Always
+    }
+
+    /// Requests that wait and that run, as reported.
+    pub fn occupancy(&self) -> (usize, usize) {
+        (self.waiting.len(), self.running.len())
     }
 
     /// Measured step costs.
@@ -269,9 +422,53 @@ impl OrderBook {
     }
 
     fn enqueue(&mut self, slot: usize) {
+        let place = self.place(slot);
+        self.waiting.insert(self.entries[slot].lane, place);
+    }
+
+    /// The place of a request under its rank of now.
+    fn place(&mut self, slot: usize) -> Place {
         let rank = self.refresh_rank(slot);
-        let work_s = self.entries[slot].view(&self.estimates).remaining_service_s();
-        self.waiting.insert(Place { rank, slot, work_s });
+        Place { rank, slot, work_s: self.work_s(slot) }
+    }
+
+    /// Expected seconds of service that a request still needs.
+    fn work_s(&self, slot: usize) -> f64 {
+        self.entries[slot].view(&self.estimates).remaining_service_s()
+    }
+
+    /// Looks at what those who run still need, unless that was done lately.
+    fn refresh_left(&mut self) {
+        let RunningLeft { taken_at, stale, .. } = self.left;
+        let fresh_s = if self.running.len() > FEW_RUNNING { ESTIMATES_S } else { 0.0 };
+        if !stale || self.estimates.now.since(taken_at).as_secs_f64() < fresh_s {
+            return;
+        }
+        let mut sorted_s = std::mem::take(&mut self.left.sorted_s);
+        sorted_s.clear();
+        sorted_s.extend(self.running.iter().map(|&slot| self.work_s(slot)));
+        sorted_s.sort_unstable_by(f64::total_cmp);
+        let sum_s = sorted_s.iter().sum();
+        self.left = RunningLeft { sorted_s, sum_s, taken_at: self.estimates.now, stale: false };
+    }
+
+    fn placement_of(&mut self, slot: usize) -> Placement {
+        self.refresh_left();
+        let entry = &self.entries[slot];
+        let own_s = self.work_s(slot);
+        if entry.state == State::Running {
+            return Placement { position: 0, eta: Eta { start_s: 0.0, finish_s: own_s } };
+        }
+        let (position, ahead_s) = self.waiting.ahead_of(entry.lane, entry.rank, own_s);
+        let free_seats = (self.seats as usize).saturating_sub(self.running.len());
+        let start_s = if position < free_seats {
+            0.0
+        } else {
+            let nth = position - free_seats;
+            let all_s = (self.left.sum_s + ahead_s.max(0.0)) / f64::from(self.seats);
+            self.left.sorted_s.get(nth).copied().unwrap_or(all_s)
+        };
+        Placement { position, eta: Eta { start_s, finish_s: start_s + own_s } }
     }
 
     fn count_work(&mut self, slot: usize) {
@@ -293,13 +490,21 @@ impl OrderBook {
 
     fn rerank_all(&mut self) {
         let slots: Vec<usize> = self.waiting.iter().map(|place| place.slot).collect();
-        self.waiting = RankQueue::default();
-        slots.into_iter().for_each(|slot| self.enqueue(slot));
+        self.waiting.clear();
+        for slot in slots {
+            let place = self.place(slot);
+            self.waiting.restore(self.entries[slot].lane, place);
+        }
         for at in 0..self.running.len() {
             self.refresh_rank(self.running[at]);
         }
         self.all_changed = true;
     }
+}
+
+/// What a tenant is charged for a request with so many output tokens.
+fn charge(request: &Request, output_tokens: f64) -> f64 {
+    PROMPT_TOKEN_CHARGE * f64::from(request.prompt_tokens) + output_tokens
 }
 
 #[cfg(test)]

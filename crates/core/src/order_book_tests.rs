@@ -5,7 +5,7 @@ use crate::{Capacity, Event, Scheduler, SchedulerConfig, SwitchCost};
 const COSTS: ServiceModel = ServiceModel { decode_s: 0.01, prefill_s: 1e-5 };
 
 fn book(policy: impl Policy + 'static, seats: u32) -> OrderBook {
-    OrderBook::new(Box::new(policy), seats, COSTS, 200.0, MonitorSettings::default()).unwrap()
+    OrderBook::stepped_by(Box::new(policy), seats, COSTS, 200.0, MonitorSettings::default()).unwrap()
 }
 
 fn at(seconds: f64) -> Timestamp {
@@ -42,7 +42,7 @@ fn a_late_score_moves_a_request() {
     book.scored(at(0.2), RequestId(1), Score::new(3.0, 0.3).unwrap());
     let changed = book.changed(at(0.2));
     assert_eq!(changed.last().unwrap().0, RequestId(1));
-    assert_eq!(book.waiting.first().unwrap().rank.number, 1);
+    assert_eq!(book.waiting.first().unwrap().1.rank.number, 1);
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn follow(book: &mut OrderBook, seats: usize, now_s: f64) -> Vec<u64> {
         book.paused(now, id);
     }
     while book.running.len() < seats {
-        let Some(slot) = book.waiting.first().map(|place| place.slot) else { break };
+        let Some(slot) = book.waiting.first().map(|(_, place)| place.slot) else { break };
         book.started(book.entries[slot].request.id);
     }
     book.stepped();
@@ -206,15 +206,110 @@ fn a_promoted_request_ranks_ahead_of_all_and_tells_the_host() {
 }
 
 #[test]
-fn policies_whose_keys_change_while_a_request_waits_are_refused() {
-    let new = |policy| OrderBook::new(policy, 1, COSTS, 200.0, MonitorSettings::default());
+fn policies_are_refused_where_the_host_cannot_serve_them() {
+    let stepped = |policy| OrderBook::stepped_by(policy, 1, COSTS, 200.0, MonitorSettings::default());
+    let plain = |policy| OrderBook::new(policy, 1, COSTS, 200.0, MonitorSettings::default());
     let timed: [Box<dyn Policy>; 3] =
         [Box::<Mlfq>::default(), Box::<Hrrn>::default(), Box::<Boost>::default()];
     for policy in timed {
         let name = policy.name();
-        assert_eq!(new(policy).unwrap_err(), UnsuitedPolicy(name));
+        assert_eq!(stepped(policy).unwrap_err(), UnsuitedPolicy(name));
     }
-    assert!(
-        new(Box::new(Fcfs)).is_ok() && new(Box::new(OracleSjf)).is_ok() && new(Box::<Ltr>::default()).is_ok()
-    );
+    assert_eq!(plain(Box::<Ltr>::default()).unwrap_err(), UnsuitedPolicy("ltr"));
+    assert!(stepped(Box::<Ltr>::default()).is_ok());
+    assert!(plain(Box::new(Fcfs)).is_ok() && plain(Box::new(OracleSjf)).is_ok());
+}
+
+#[test]
+fn a_host_without_a_queue_of_its_own_is_told_who_goes_next_and_where_the_others_stand() {
+    let mut book = book(Sjf, 1);
+    for (id, median) in [300.0, 200.0, 100.0].into_iter().enumerate() {
+        submit(&mut book, id as u64, 0.0, Some(median));
+    }
+    let mut position = |id| book.placement(RequestId(id)).unwrap().position;
+    assert_eq!((position(0), position(1), position(2)), (2, 1, 0));
+    for expected in [2, 1, 0] {
+        let (id, _) = book.next(at(1.0)).unwrap();
+        assert_eq!(id, RequestId(expected));
+        book.started(id);
+        let known = book.explain(at(1.0), RequestId(0)).unwrap();
+        assert_eq!(known.overtaken_by, 3 - expected.max(1));
+        let eta = known.eta;
+        assert!(eta.finish_s > eta.start_s && known.waited_s == 1.0, "{known:?}");
+    }
+    assert_eq!((book.next(at(1.0)), book.overtakes()), (None, 3));
+}
+
+#[test]
+fn a_request_waits_as_long_as_the_seats_ahead_of_it_need() {
+    let mut book = book(Fcfs, 2);
+    for id in 0..4 {
+        submit(&mut book, id, 0.0, Some(100.0));
+    }
+    book.started(RequestId(0));
+    book.started(RequestId(1));
+    let eta = |book: &mut OrderBook, id| book.placement(RequestId(id)).unwrap().eta;
+    let service_s = eta(&mut book, 0).finish_s;
+    assert!((service_s - 1.046).abs() < 0.01, "a mean of 104.6 tokens of 10 ms: {service_s}");
+    assert!((eta(&mut book, 2).start_s - service_s).abs() < 1e-9);
+    assert!((book.drain_s() - 2.0 * service_s).abs() < 1e-3, "two each: {}", book.drain_s());
+    book.set_seats(4);
+    assert_eq!(eta(&mut book, 2).start_s, 0.0);
+}
+
+#[test]
+fn a_class_puts_a_request_behind_arrivals_within_its_delay_and_no_others() {
+    let mut book = book(Fcfs, 1);
+    let batch = Request { delay_s: 10.0, ..Request::new(0, at(0.0), 10, 100) };
+    book.submit(at(0.0), batch, None).unwrap();
+    submit(&mut book, 1, 9.0, None);
+    submit(&mut book, 2, 11.0, None);
+    for expected in [1, 0, 2] {
+        let (id, _) = book.next(at(12.0)).unwrap();
+        assert_eq!(id, RequestId(expected));
+        book.started(id);
+    }
+}
+
+/// Serves what two tenants always have waiting, each request of `tokens`, and tells the share of tokens of the first.
+fn share_of_first(tokens: [u32; 2], predicted: [f32; 2]) -> f64 {
+    let mut book = book(Fcfs, 1);
+    let (mut id, mut served) = (0, [0, 0]);
+    let mut arrive = |book: &mut OrderBook, tenant: usize, now_s: f64| {
+        let score = Score::new(predicted[tenant], 0.3).unwrap();
+        book.submit_in(tenant, at(now_s), Request::new(id, at(now_s), 1, 4000), Some(score)).unwrap();
+        id += 1;
+    };
+    (0..20).for_each(|_| (0..2).for_each(|tenant| arrive(&mut book, tenant, 0.0)));
+    while served[0] + served[1] < 200_000 {
+        let (next, _) = book.next(at(1.0)).unwrap();
+        let tenant = book.entries[book.slots[&next]].lane;
+        book.started(next);
+        book.ended(at(1.0), next, tokens[tenant], End::Stopped);
+        served[tenant] += tokens[tenant];
+        arrive(&mut book, tenant, 1.0);
+    }
+    f64::from(served[0]) / f64::from(served[0] + served[1])
+}
+
+#[test]
+fn a_tenant_gains_neither_by_splitting_its_work_nor_by_looking_short() {
+    for (tokens, predicted) in
+        [([500, 500], [500.0, 500.0]), ([50, 1000], [50.0, 1000.0]), ([1000, 500], [5.0, 500.0])]
+    {
+        let share = share_of_first(tokens, predicted);
+        assert!((share - 0.5).abs() < 0.02, "{tokens:?} {predicted:?}: {share}");
+    }
+}
+
+#[test]
+fn a_request_that_is_given_back_its_place_costs_its_tenant_nothing() {
+    let mut book = book(Fcfs, 1);
+    for id in 0..2 {
+        let score = Score::new(100.0, 0.3).unwrap();
+        book.submit_in(id as usize, at(0.0), Request::new(id, at(0.0), 1, 4000), Some(score)).unwrap();
+    }
+    book.started(RequestId(0));
+    book.paused(at(0.1), RequestId(0));
+    assert_eq!(book.next(at(0.2)).unwrap().0, RequestId(0));
 }

@@ -32,6 +32,9 @@ pub struct Request {
     pub tenant: Option<Arc<str>>,
     /// Service class of the request, as named by the client.
     pub class: Option<Arc<str>>,
+    /// Head start that it concedes to all later arrivals on top of what the policy says, in units of the policy's key (seconds for
+    /// `outrank` and `fcfs`): how its class is put behind others, within a bound.
+    pub delay_s: f64,
 }
 
 impl Request {
@@ -46,6 +49,7 @@ impl Request {
             limit_is_recorded: false,
             tenant: None,
             class: None,
+            delay_s: 0.0,
         }
     }
 

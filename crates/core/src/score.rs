@@ -12,6 +12,8 @@ use thiserror::Error;
 pub struct Score {
     median_tokens: f32,
     spread: f32,
+    /// How far the central 80 % reach to either side of the median, in ln(tokens).
+    reach: f32,
 }
 
 /// A score as read, before its values are checked.
@@ -19,13 +21,15 @@ pub struct Score {
 struct Unchecked {
     median_tokens: f32,
     spread: f32,
+    reach: Option<f32>,
 }
 
 impl TryFrom<Unchecked> for Score {
     type Error = ScoreError;
 
-    fn try_from(Unchecked { median_tokens, spread }: Unchecked) -> Result<Self, ScoreError> {
-        Self::new(median_tokens, spread)
+    fn try_from(Unchecked { median_tokens, spread, reach }: Unchecked) -> Result<Self, ScoreError> {
+        let score = Self::new(median_tokens, spread)?;
+        reach.map_or(Ok(score), |reach| score.with_reach(reach))
     }
 }
 
@@ -38,6 +42,9 @@ pub enum ScoreError {
     /// The spread is negative or not finite.
     #[error("predicted spread of {0}: it must be a finite number of at least 0")]
     Spread(f32),
+    /// The reach of the interval is negative or not finite.
+    #[error("predicted interval of {0} to either side: it must be a finite number of at least 0")]
+    Reach(f32),
 }
 
 /// Standard normal quantile of the upper end of [`Score::interval`]: an interval that holds 80 %.
@@ -56,7 +63,20 @@ impl Score {
         if !(spread.is_finite() && spread >= 0.0) {
             return Err(ScoreError::Spread(spread));
         }
-        Ok(Self { median_tokens, spread })
+        Ok(Self { median_tokens, spread, reach: Z_80 * spread })
+    }
+
+    /// The same prediction with an interval of its own, `median · exp(±reach)`. Lengths have more outliers than a log-normal:
+    /// the spread must hold them, because policies live on what may prove long or short, and an interval as wide as the
+    /// spread says would hold more than its 80 %.
+    ///
+    /// # Errors
+    /// [`ScoreError::Reach`] when it is negative or not finite.
+    pub fn with_reach(self, reach: f32) -> Result<Self, ScoreError> {
+        if !(reach.is_finite() && reach >= 0.0) {
+            return Err(ScoreError::Reach(reach));
+        }
+        Ok(Self { reach, ..self })
     }
 
     /// Median of the predicted length in tokens.
@@ -71,7 +91,7 @@ impl Score {
 
     /// The central interval that holds the true length with a probability of 80 %, in tokens.
     pub fn interval(self) -> (f32, f32) {
-        let factor = (Z_80 * self.spread).exp();
+        let factor = self.reach.exp();
         (self.median_tokens / factor, self.median_tokens * factor)
     }
 
@@ -302,6 +322,12 @@ mod tests {
         let (low, high) = Score::new(100.0, 0.5).unwrap().interval();
         assert!((low - 52.7).abs() < 0.1 && (high - 189.8).abs() < 0.1, "{low} {high}");
         assert_eq!(Score::new(100.0, 0.0).unwrap().interval(), (100.0, 100.0));
+        let narrow = Score::new(100.0, 0.5).unwrap().with_reach(0.1).unwrap();
+        assert!(
+            narrow.interval().0 > low && narrow.spread() == 0.5,
+            "an interval of its own leaves the spread alone"
+        );
+        assert!(Score::new(100.0, 0.5).unwrap().with_reach(f32::NAN).is_err());
     }
 
     #[test]

@@ -195,6 +195,7 @@ impl<'m> Worker<'m> {
             limit_is_recorded: request.true_tokens.is_some() && request.sampling.ignore_eos,
             tenant: request.tenant.clone(),
             class: request.class.clone(),
+            delay_s: 0.0,
         };
         let accepted: Result<Placement, SubmitError> = if self.draining {
             Err(SubmitError::Draining)

@@ -20,6 +20,12 @@ const LINE_SHARE: f64 = 0.15;
 /// Requests that the overall spread is worth against a knot's own.
 const SPREAD_PRIOR: f64 = 30.0;
 
+/// Share of answers within the interval that [`Score::interval`] gives.
+const CENTRAL_SHARE: f64 = 0.8;
+
+/// Standard deviations of a normal law that the central 80 % reach to either side.
+const CENTRAL_DEVIATIONS: f64 = 1.281_551_565_544_6;
+
 /// Bounds of the spread: the standard deviation of ln(tokens).
 const SPREAD_BOUNDS: (f64, f64) = (0.05, 3.0);
 
@@ -32,6 +38,8 @@ pub struct Calibration {
     raw: Vec<f32>,
     ln_tokens: Vec<f32>,
     spread: Vec<f32>,
+    /// How far the central 80 % reach to either side, in ln(tokens).
+    reach: Vec<f32>,
     /// Rise of ln(tokens) per unit of raw score beyond the ends.
     slope: f32,
 }
@@ -53,28 +61,28 @@ impl Calibration {
         let line = Line::fit(&points);
         let rising = isotonic(&points.iter().map(|point| point.1).collect::<Vec<_>>());
         let size = points.len().div_ceil(MAX_KNOTS).max(MIN_PER_KNOT.min(points.len()));
-        let overall = root_mean_square(points.iter().zip(&rising).map(|(point, fit)| point.1 - fit)).powi(2);
-        let mut curve = Self { raw: vec![], ln_tokens: vec![], spread: vec![], slope: line.slope as f32 };
+        let overall = Scatter::of(points.iter().zip(&rising).map(|(point, fit)| point.1 - fit));
+        let slope = line.slope as f32;
+        let mut curve = Self { raw: vec![], ln_tokens: vec![], spread: vec![], reach: vec![], slope };
         for (chunk, fits) in points.chunks(size).zip(rising.chunks(size)) {
             let x = mean(chunk.iter().map(|point| point.0));
             let y = (1.0 - LINE_SHARE) * mean(fits.iter().copied()) + LINE_SHARE * line.at(x);
-            let own = root_mean_square(chunk.iter().map(|point| point.1 - y)).powi(2);
-            let count = chunk.len() as f64;
-            let variance = (count * own + SPREAD_PRIOR * overall) / (count + SPREAD_PRIOR);
-            curve.push(x, y, variance.sqrt());
+            let own = Scatter::of(chunk.iter().map(|point| point.1 - y));
+            curve.push(x, y, &own.beside(&overall, chunk.len()));
         }
         Some(curve)
     }
 
     /// Appends a knot where it keeps the curve strictly rising.
-    fn push(&mut self, x: f64, y: f64, spread: f64) {
+    fn push(&mut self, x: f64, y: f64, scatter: &Scatter) {
         let (x, y) = (x as f32, y as f32);
         let rises = self.raw.last().is_none_or(|&last| x > last)
             && self.ln_tokens.last().is_none_or(|&last| y > last);
         if rises {
             self.raw.push(x);
             self.ln_tokens.push(y);
-            self.spread.push(spread.clamp(SPREAD_BOUNDS.0, SPREAD_BOUNDS.1) as f32);
+            self.spread.push(scatter.spread.clamp(SPREAD_BOUNDS.0, SPREAD_BOUNDS.1) as f32);
+            self.reach.push(scatter.reach.clamp(SPREAD_BOUNDS.0, SPREAD_BOUNDS.1) as f32);
         }
     }
 
@@ -84,10 +92,14 @@ impl Calibration {
         for value in &mut self.ln_tokens {
             *value = (center + scale * f64::from(*value)) as f32;
         }
-        for value in &mut self.spread {
-            let wide = ((scale * f64::from(*value)).powi(2) + extra).sqrt();
-            *value = wide.clamp(SPREAD_BOUNDS.0, SPREAD_BOUNDS.1) as f32;
-        }
+        let widen = |values: &mut Vec<f32>, extra: f64| {
+            for value in values {
+                let wide = ((scale * f64::from(*value)).powi(2) + extra).sqrt();
+                *value = wide.clamp(SPREAD_BOUNDS.0, SPREAD_BOUNDS.1) as f32;
+            }
+        };
+        widen(&mut self.spread, extra);
+        widen(&mut self.reach, CENTRAL_DEVIATIONS * CENTRAL_DEVIATIONS * extra);
         self.slope *= scale as f32;
         self
     }
@@ -95,36 +107,43 @@ impl Calibration {
     /// True where a file's curve can be used: knots in order, numbers finite.
     pub(crate) fn is_sound(&self) -> bool {
         let rising = |values: &[f32]| values.windows(2).all(|pair| pair[0] < pair[1]);
-        let all = self.raw.iter().chain(&self.ln_tokens).chain(&self.spread);
+        let all = self.raw.iter().chain(&self.ln_tokens).chain(&self.spread).chain(&self.reach);
         !self.raw.is_empty()
             && self.raw.len() == self.ln_tokens.len()
             && self.raw.len() == self.spread.len()
+            && self.raw.len() == self.reach.len()
             && all.chain([&self.slope]).all(|value| value.is_finite())
             && rising(&self.raw)
             && self.slope > 0.0
-            && self.spread.iter().all(|&spread| spread >= 0.0)
+            && self.spread.iter().chain(&self.reach).all(|&width| width >= 0.0)
     }
 
-    /// The predicted ln(tokens) and its spread for a raw score.
-    pub fn predict(&self, raw: f32) -> (f32, f32) {
+    /// The predicted ln(tokens) for a raw score, its spread, and how far the central 80 % reach to either side.
+    pub fn predict(&self, raw: f32) -> (f32, f32, f32) {
         let last = self.raw.len() - 1;
         let above = self.raw.partition_point(|&knot| knot <= raw);
+        let beyond = |end: usize| {
+            let ln_tokens = self.ln_tokens[end] + self.slope * (raw - self.raw[end]);
+            (ln_tokens, self.spread[end], self.reach[end])
+        };
         if above == 0 {
-            return (self.ln_tokens[0] + self.slope * (raw - self.raw[0]), self.spread[0]);
+            return beyond(0);
         }
         if above > last {
-            return (self.ln_tokens[last] + self.slope * (raw - self.raw[last]), self.spread[last]);
+            return beyond(last);
         }
         let share = (raw - self.raw[above - 1]) / (self.raw[above] - self.raw[above - 1]);
         let between = |values: &[f32]| values[above - 1] + share * (values[above] - values[above - 1]);
-        (between(&self.ln_tokens), between(&self.spread))
+        (between(&self.ln_tokens), between(&self.spread), between(&self.reach))
     }
 
     /// The predicted length for a raw score, from 1 to a million tokens.
     pub fn score(&self, raw: f32) -> Score {
-        let (ln_tokens, spread) = self.predict(if raw.is_finite() { raw } else { 0.0 });
+        let (ln_tokens, spread, reach) = self.predict(if raw.is_finite() { raw } else { 0.0 });
         let median = libm::exp(f64::from(ln_tokens).clamp(0.0, libm::log(MAX_TOKENS)));
-        Score::new(median as f32, spread).expect("a sound curve gives a positive median and a finite spread")
+        Score::new(median as f32, spread)
+            .and_then(|score| score.with_reach(reach))
+            .expect("a sound curve gives a positive median and finite widths")
     }
 }
 
@@ -150,10 +169,33 @@ impl Line {
     }
 }
 
-/// Root mean square of the residuals. A narrower spread (of the central 80 %, say) would promise truer intervals, but what the
-/// Gittins rank lives on is the answers that are far off: with it the mean s/token of `outrank` is a fifth higher.
-fn root_mean_square(residuals: impl Iterator<Item = f64>) -> f64 {
-    mean(residuals.map(|residual| residual.powi(2))).sqrt()
+/// How far true lengths stray from the curve, in ln(tokens).
+struct Scatter {
+    /// Root mean square: it holds the answers that are far off, on which the Gittins rank lives.
+    spread: f64,
+    /// Half the width of the central 80 %: what an interval promises.
+    reach: f64,
+}
+
+impl Scatter {
+    fn of(residuals: impl Iterator<Item = f64>) -> Self {
+        let mut sizes: Vec<f64> = residuals.map(f64::abs).collect();
+        sizes.sort_by(f64::total_cmp);
+        let rank = (CENTRAL_SHARE * sizes.len() as f64).ceil() as usize;
+        Self {
+            spread: mean(sizes.iter().map(|size| size * size)).sqrt(),
+            reach: sizes.get(rank.max(1) - 1).copied().unwrap_or(0.0),
+        }
+    }
+
+    /// Of `count` requests, beside that of all, which counts as [`SPREAD_PRIOR`] of them.
+    fn beside(&self, overall: &Self, count: usize) -> Self {
+        let count = count as f64;
+        let both = |own: f64, all: f64| {
+            ((count * own * own + SPREAD_PRIOR * all * all) / (count + SPREAD_PRIOR)).sqrt()
+        };
+        Self { spread: both(self.spread, overall.spread), reach: both(self.reach, overall.reach) }
+    }
 }
 
 /// The rising sequence nearest to `values` in squared error: pool adjacent violators.
@@ -206,9 +248,10 @@ mod tests {
         let noise = |n: usize| if n.is_multiple_of(2) { 0.3 } else { -0.3 };
         let truth: Vec<f64> = raw.iter().enumerate().map(|(n, &x)| (x - 10.0).max(0.0) + noise(n)).collect();
         let curve = Calibration::fit(&raw, &truth).unwrap();
-        let (high, spread) = curve.predict(19.0);
+        let (high, spread, reach) = curve.predict(19.0);
         assert!((high - 9.0).abs() < 0.6, "{high}");
         assert!((0.25..0.7).contains(&spread), "{spread}");
+        assert!((0.25..0.7).contains(&reach), "{reach}");
         assert!(curve.predict(4.0).0 < 0.6);
     }
 

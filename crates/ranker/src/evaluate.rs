@@ -33,7 +33,7 @@ pub struct EvalReport {
 /// Scores every record that has a length, and compares. The clock is read for `us_per_prompt` only.
 pub fn evaluate(file: &str, ranker: &Ranker, records: &[&TraceRecord]) -> EvalReport {
     let labelled: Vec<(String, f64)> =
-        records.iter().filter_map(|r| Some((r.text(), r.length_tokens()?.max(1.0)))).collect();
+        records.iter().filter_map(|r| Some((r.request_text(), r.length_tokens()?.max(1.0)))).collect();
     let start = Instant::now();
     let scores: Vec<_> = labelled.iter().map(|(text, _)| ranker.score(text)).collect();
     let elapsed_us = start.elapsed().as_secs_f64() * 1e6;

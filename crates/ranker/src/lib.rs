@@ -21,4 +21,4 @@ pub use file::{RankerBytesError, RankerFileError};
 pub use ranker::{Card, HeldOut, Ranker, SourceCard};
 pub use tau::{kendall_tau_b, pairwise_accuracy};
 pub use trace::{TraceError, TraceRecord, read_trace, write_trace};
-pub use train::{Example, Progress, TraceFile, TrainConfig, TrainError, TrainReport, train};
+pub use train::{Example, Objective, Progress, TraceFile, TrainConfig, TrainError, TrainReport, train};

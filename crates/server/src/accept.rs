@@ -10,12 +10,13 @@ use outrank_engine::{GenerateRequest, SamplingError, SubmitError, Token};
 
 use crate::app::{App, unix_time};
 use crate::backend::Generation;
-use crate::error::ApiError;
 use crate::flight::Flight;
-use crate::identity::{Identity, random_id};
+use crate::identity::Identity;
 use crate::records::{ChoiceRecord, OpenRecord, Record};
-use crate::scorer::PendingScore;
 use crate::wire::Call;
+use outrank_http::ApiError;
+use outrank_http::PendingScore;
+use outrank_http::random_id;
 
 /// Requests ahead in the queue when a request was accepted; of several outputs, the largest number.
 const POSITION: HeaderName = HeaderName::from_static("x-outrank-position");

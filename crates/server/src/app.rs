@@ -8,15 +8,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ServerConfig;
 use crate::backend::Backend;
-use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::records::Records;
-use crate::scorer::{Predictor, Scorer};
 use crate::wire::Limits;
+use outrank_http::{ApiError, KeyDigest, Keys};
+use outrank_http::{Predictor, Scorer};
 
 /// What all handlers share.
 pub(crate) struct App {
     pub(crate) config: ServerConfig,
+    /// The keys of `config.api_keys`.
+    pub(crate) keys: Keys,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) scorer: Scorer,
     pub(crate) metrics: Arc<Metrics>,
@@ -35,8 +37,13 @@ impl App {
         predictor: Option<Box<dyn Predictor>>,
     ) -> std::io::Result<Self> {
         let metrics = Arc::new(Metrics::new());
+        let mut keys = Keys::default();
+        for (owner, key) in (0..).zip(&config.api_keys) {
+            keys.add(KeyDigest::of(key.as_bytes()), owner);
+        }
         Ok(Self {
-            scorer: Scorer::start(predictor, config.max_scoring_queue, Arc::clone(&metrics))?,
+            scorer: Scorer::start(predictor, config.max_scoring_queue, metrics.scorer.clone())?,
+            keys,
             records: Arc::new(Records::new(config.max_finished_records)),
             metrics,
             backend,

@@ -11,11 +11,11 @@ use futures_util::stream::{BoxStream, SelectAll};
 use outrank_engine::{FinishReason, Output, Timings, Token, TokenLogprobs};
 
 use crate::app::App;
-use crate::error::ApiError;
 use crate::metrics::Outcome;
 use crate::records::{End, OpenRecord};
-use crate::scorer::Answer;
 use crate::wire::{LogprobEntry, TokenLogprob, UsageBody};
+use outrank_http::Answer;
+use outrank_http::ApiError;
 
 /// Something that an output of a request produced.
 #[derive(Clone, PartialEq, Debug)]

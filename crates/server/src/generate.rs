@@ -11,14 +11,14 @@ use outrank_engine::{FinishReason, Token};
 use crate::accept::{ReadyPrompt, accept};
 use crate::app::App;
 use crate::backend::Backend;
-use crate::body::read_json_body;
-use crate::error::{ApiError, json_response};
 use crate::flight::{Flight, Piece};
 use crate::identity::Identity;
 use crate::metrics::Outcome;
-use crate::scorer::PendingScore;
 use crate::sse;
 use crate::wire::{Call, Envelope, Fields, Prompt, TokenLogprob, Wire};
+use outrank_http::PendingScore;
+use outrank_http::read_json_body;
+use outrank_http::{ApiError, json_response};
 
 /// Serves a generation request of protocol `W`.
 pub(crate) async fn serve<W: Wire>(app: Arc<App>, identity: Identity, request: Request<Body>) -> Response {
@@ -46,7 +46,9 @@ async fn generate<W: Wire>(
     app.check_model(&call.model)?;
     let prompts = std::mem::take(&mut call.prompts);
     // Scores are made while the prompts become tokens.
-    let pending = prompts.iter().map(|prompt| app.scorer.ask(|| prompt.ranking_text())).collect();
+    let facts = call.facts(identity.tenant.as_deref());
+    let text = |prompt: &Prompt| prompt.ranking_text().map(|text| facts.before(&text));
+    let pending = prompts.iter().map(|prompt| app.scorer.ask(|| text(prompt))).collect();
     let tokens = make_tokens::<W>(app, prompts).await?;
     let prompts = make_ready::<W>(app, &call, tokens, pending).await?;
     let accepted = accept(app, identity, arrival, &call, prompts).await?;

@@ -3,20 +3,17 @@
 //! What is waiting and running now is read from the scheduler when someone asks: a client that vanishes cannot
 //! leave a gauge behind.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use outrank_core::Counters;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::scorer::Learned;
-
-/// The content type of [`Metrics::render`].
-pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+use outrank_http::{ScorerMetrics, latency};
 
 /// What became of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,20 +60,12 @@ pub(crate) struct Metrics {
     pub(crate) ttft: Histogram,
     pub(crate) itl: Histogram,
     pub(crate) e2e: Histogram,
-    pub(crate) score_latency: Histogram,
     pub(crate) eta_error: Histogram,
     pub(crate) prompt_tokens: Counter,
     pub(crate) generation_tokens: Counter,
-    learner: LearnerMetrics,
+    /// What scoring takes, and what the predictor has learned.
+    pub(crate) scorer: ScorerMetrics,
     scheduler: SchedulerMetrics,
-}
-
-/// What the predictor has learned, refreshed whenever it hears of an answer.
-#[derive(Debug, Default)]
-struct LearnerMetrics {
-    answers: Counter,
-    updates: Counter,
-    tau_b: Gauge<f64, AtomicU64>,
 }
 
 /// Copies of the scheduler's own counters, refreshed by [`Metrics::render`].
@@ -102,11 +91,10 @@ impl Metrics {
             ttft: latency(),
             itl: latency(),
             e2e: latency(),
-            score_latency: Histogram::new(exponential_buckets(0.000_02, 2.0, 16)),
             eta_error: latency(),
             prompt_tokens: Counter::default(),
             generation_tokens: Counter::default(),
-            learner: LearnerMetrics::default(),
+            scorer: ScorerMetrics::default(),
             scheduler: SchedulerMetrics::default(),
         };
         metrics.register();
@@ -121,22 +109,10 @@ impl Metrics {
         to.register("ttft_seconds", "From arrival to the first output token", self.ttft.clone());
         to.register("itl_seconds", "Between two tokens of an output", self.itl.clone());
         to.register("e2e_seconds", "From arrival to the last token of the last output", self.e2e.clone());
-        to.register(
-            "score_latency_seconds",
-            "From asking for a score to having it",
-            self.score_latency.clone(),
-        );
         to.register("eta_error_seconds", "Between expected and true end, either way", self.eta_error.clone());
         to.register("prompt_tokens", "Prompt tokens accepted", self.prompt_tokens.clone());
         to.register("generation_tokens", "Output tokens generated", self.generation_tokens.clone());
-        let learner = &self.learner;
-        to.register("learner_answers", "Answers that the ranker learns from", learner.answers.clone());
-        to.register("learner_updates", "Times that the ranker changed by them", learner.updates.clone());
-        to.register(
-            "learner_tau_b",
-            "Kendall's tau-b of the learned ranker on answers it did not learn from; 0 before there is one",
-            learner.tau_b.clone(),
-        );
+        self.scorer.register(to);
         to.register("queue_depth", "Outputs waiting for a seat", scheduler.queue_depth.clone());
         to.register("running", "Outputs with a seat", scheduler.running.clone());
         to.register("kv_used_blocks", "KV blocks held", scheduler.kv_used_blocks.clone());
@@ -160,13 +136,6 @@ impl Metrics {
         self.rejections.get_or_create(&ReasonLabel { reason }).inc();
     }
 
-    /// Notes what the predictor has learned.
-    pub(crate) fn count_learned(&self, learned: &Learned) {
-        self.learner.answers.inner().store(learned.answers, Ordering::Relaxed);
-        self.learner.updates.inner().store(learned.updates, Ordering::Relaxed);
-        self.learner.tau_b.set(learned.tau_b.unwrap_or(0.0));
-    }
-
     /// All metrics as OpenMetrics text.
     pub(crate) fn render(&self, counters: &Counters) -> Result<String, std::fmt::Error> {
         self.scheduler.refresh(counters);
@@ -187,9 +156,4 @@ impl SchedulerMetrics {
         self.promotions.inner().store(counters.promotions, Ordering::Relaxed);
         self.overtakes.inner().store(counters.overtakes, Ordering::Relaxed);
     }
-}
-
-/// Buckets from a millisecond to a little over four minutes.
-fn latency() -> Histogram {
-    Histogram::new(exponential_buckets(0.001, 2.0, 19))
 }

@@ -14,7 +14,7 @@ use crate::ServerConfig;
 use crate::app::App;
 use crate::backend::Backend;
 use crate::routes::router;
-use crate::scorer::Predictor;
+use outrank_http::Predictor;
 
 /// How long connections may take to close after the last request has ended or was given up.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -93,7 +93,7 @@ impl Host {
         let reads_scores = matches!(settings.policy.as_str(), "outrank" | "ltr" | "sjf");
         let ranker = if reads_scores { settings.load_ranker()? } else { None };
         Ok(Self {
-            book: OrderBook::new(
+            book: OrderBook::stepped_by(
                 policy,
                 seats,
                 settings.service(),
@@ -116,7 +116,8 @@ impl Host {
             limit_is_recorded: arrival.limit_is_recorded,
             ..Request::new(arrival.number, now, arrival.prompt_tokens.max(1), arrival.max_tokens.max(1))
         };
-        self.book.submit(now, request, None).map(priority)
+        let key = self.book.submit(now, request, None)?;
+        Some((key.value() * KEY_UNITS) as i64)
     }
 
     /// Hands over the prompt of a request to be scored on the worker's thread.

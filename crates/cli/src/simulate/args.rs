@@ -33,13 +33,17 @@ use crate::simulate::spec::PolicySpec;
     --report azure.html")]
 pub(crate) struct SimulateArgs {
     /// Trace whose requests arrive; repeatable
-    #[arg(long = "trace", value_name = "FILE", required = true)]
+    #[arg(long = "trace", value_name = "FILE", required_unless_present = "from_journal")]
     pub(crate) traces: Vec<PathBuf>,
+    /// Replay the journal of a gateway: its requests when they arrived, with the predictions that were made then; repeatable, for
+    /// the files before it (FILE.1 and so on)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["traces", "held_out", "arrivals", "scores"])]
+    pub(crate) from_journal: Vec<PathBuf>,
     /// Take only held-out prompts, those that `train` without --all did not learn from
     #[arg(long)]
     pub(crate) held_out: bool,
     /// burst:N, poisson:RATE (per second), gamma:RATE:CV, load:X (Poisson at X of capacity), csv:FILE, trace (its own times); repeatable
-    #[arg(long, value_name = "PATTERN", required = true)]
+    #[arg(long, value_name = "PATTERN", required_unless_present = "from_journal")]
     pub(crate) arrivals: Vec<Arrivals>,
     /// Scale csv: and trace arrivals to these fractions of capacity, comma-separated [default: as recorded]
     #[arg(long, value_name = "X", value_delimiter = ',', value_parser = positive)]
@@ -110,6 +114,8 @@ pub(crate) enum ScoreSource {
     Ranker,
     /// The trace's own `score`, in tokens.
     Trace,
+    /// What a gateway predicted, where it did.
+    Journal,
     /// The true lengths, each multiplied by exp(noise · a standard normal).
     Noisy(f64),
     /// Lengths of other requests, at random.
@@ -158,6 +164,7 @@ impl fmt::Display for ScoreSource {
         match self {
             Self::Ranker => f.write_str("ranker"),
             Self::Trace => f.write_str("trace"),
+            Self::Journal => f.write_str("as predicted in production"),
             Self::Noisy(sigma) => write!(f, "noisy:{sigma}"),
             Self::Random => f.write_str("random"),
             Self::Inverted => f.write_str("inverted"),
@@ -177,6 +184,19 @@ enum NamedSource {
 }
 
 impl SimulateArgs {
+    /// Makes of `--from-journal` what it stands for.
+    pub(crate) fn take_journal(&mut self) {
+        /// Longer than any journal.
+        const FOR_EVER_S: f64 = 1e12;
+        if self.from_journal.is_empty() {
+            return;
+        }
+        self.traces.clone_from(&self.from_journal);
+        self.arrivals = vec![Arrivals::Trace];
+        self.scores = ScoreSource::Journal;
+        self.duration_s.get_or_insert(FOR_EVER_S);
+    }
+
     /// Refuses combinations that would be ignored.
     pub(crate) fn check(&self) -> Result<()> {
         for arrivals in &self.arrivals {

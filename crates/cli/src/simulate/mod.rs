@@ -61,6 +61,7 @@ struct Case<'a> {
 
 /// Runs the command.
 pub(crate) fn run(mut args: SimulateArgs, file: FileSettings, output: &Output) -> Result<()> {
+    args.take_journal();
     args.check()?;
     for path in [&args.csv, &args.report, &args.answers].into_iter().flatten() {
         check_out(path)?;

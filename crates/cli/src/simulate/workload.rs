@@ -156,7 +156,7 @@ pub(crate) fn tau_b(jobs: &[Job]) -> Option<f64> {
 }
 
 fn score(record: &TraceRecord, source: ScoreSource, ranker: Option<&Ranker>) -> Result<Option<Score>> {
-    let ranked = || ranker.map(|ranker| ranker.score(&record.text()));
+    let ranked = || ranker.map(|ranker| ranker.score(&record.request_text()));
     Ok(match source {
         ScoreSource::Ranker | ScoreSource::Flipped(..) => ranked(),
         ScoreSource::Inverted => ranked().and_then(mirrored),
@@ -166,6 +166,11 @@ fn score(record: &TraceRecord, source: ScoreSource, ranker: Option<&Ranker>) -> 
             };
             let score = Score::new(value as f32, DEFAULT_SPREAD);
             Some(score.map_err(|error| anyhow::anyhow!("--scores trace: {error} (scores are in tokens)"))?)
+        }
+        ScoreSource::Journal => {
+            let spread = record.extra.get("spread").and_then(serde_json::Value::as_f64);
+            let spread = spread.map_or(DEFAULT_SPREAD, |spread| spread as f32);
+            record.score.map(|median| Score::new(median as f32, spread)).transpose()?
         }
         ScoreSource::Noisy(_) | ScoreSource::Random | ScoreSource::None => None,
     })

@@ -7,6 +7,7 @@ mod duplicates;
 mod fit_profile;
 mod journal;
 mod sampler;
+mod score;
 mod split;
 mod stats;
 
@@ -16,7 +17,7 @@ use clap::{Args, Subcommand};
 use crate::output::Output;
 use crate::settings::FileSettings;
 
-/// Check, count, split, convert and collect traces
+/// Check, count, split, score, convert and collect traces
 ///
 /// A trace is a file of JSON lines, plain or gzip (a name in .gz is written as gzip), one request each:
 ///
@@ -26,6 +27,7 @@ use crate::settings::FileSettings;
 ///   prompt_tokens   tokens of the prompt
 ///   arrival_s       arrival in seconds
 ///   model, source, tenant, class    strings
+///   score           predicted length in tokens, by whatever ranker
 ///
 /// Unknown keys are kept. {"prompt", "generated"}, the format of the paper's authors, is read as well;
 /// its tokens have to be counted first (`convert`).
@@ -44,6 +46,7 @@ pub(crate) enum TraceCommand {
     Count(count::CountArgs),
     Convert(count::ConvertArgs),
     Split(split::SplitArgs),
+    Score(score::ScoreArgs),
     Collect(Box<collect::CollectArgs>),
     FitProfile(fit_profile::FitProfileArgs),
 }
@@ -60,6 +63,7 @@ pub(crate) fn run(
         TraceCommand::Count(args) => count::count(&args, file()?, output),
         TraceCommand::Convert(args) => count::convert(&args, file()?, output),
         TraceCommand::Split(args) => split::run(&args, output),
+        TraceCommand::Score(args) => score::run(&args, output),
         TraceCommand::FitProfile(args) => fit_profile::run(&args, output),
         TraceCommand::Collect(args) => collect::run(*args, file()?, output),
     }

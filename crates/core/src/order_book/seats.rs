@@ -60,7 +60,7 @@ impl OrderBook {
             entry.quantum_steps = starvation.quantum_steps;
             entry.starves_at_step = None;
             if entry.state != State::Running && !was_promoted {
-                self.waiting.remove(self.entries[slot].rank);
+                self.waiting.remove(self.entries[slot].lane, self.entries[slot].rank);
                 self.enqueue(slot);
                 self.changed.push((self.entries[slot].request.id, self.entries[slot].rank));
             }

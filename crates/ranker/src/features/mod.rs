@@ -16,7 +16,7 @@ use entries::Entries;
 use scan::{Counts, Kind, Word};
 pub use surface::SURFACE;
 
-use crate::trace::CONTEXT_END;
+use crate::trace::{CONTEXT_END, split_facts};
 
 /// Hashed buckets: 2^18.
 pub const BUCKETS: usize = 1 << BUCKET_BITS;
@@ -41,6 +41,7 @@ const HEAD_NORM: f32 = 0.7;
 const TAIL_NORM: f32 = 0.5;
 const SENTENCES_NORM: f32 = 0.7;
 const CONTEXT_NORM: f32 = 0.5;
+const REQUEST_NORM: f32 = 1.0;
 
 /// Feature groups: the same word in two groups falls in two buckets.
 mod group {
@@ -53,6 +54,7 @@ mod group {
     pub(super) const CONTEXT: u64 = 50;
     pub(super) const BINS: u64 = 60;
     pub(super) const CHOICES: u64 = 70;
+    pub(super) const REQUEST: u64 = 80;
 }
 
 /// Room for one prompt's features, reused from prompt to prompt.
@@ -71,6 +73,7 @@ impl Scratch {
     /// The features of a prompt as (index below [`DIMENSIONS`], value) pairs. An index may stand twice
     /// (two n-grams of different groups in one bucket): their values add up. Deterministic; any text will do.
     pub fn extract(&mut self, text: &str) -> &[(u32, f32)] {
+        let (said, text) = split_facts(text);
         let (context, request) = text.rsplit_once(CONTEXT_END).unwrap_or(("", text));
         let (head, tail) = head_and_tail(request);
         let context = last_bytes(context, MAX_CONTEXT_BYTES);
@@ -95,6 +98,7 @@ impl Scratch {
             choices::set_apart(&mut self.entries.list);
         }
         self.add_context(context);
+        self.add_request(said);
         &self.entries.list
     }
 
@@ -135,6 +139,12 @@ impl Scratch {
             }
         }
         self.entries.end_group(SENTENCES_NORM);
+    }
+
+    /// What the request says beside its text, one feature a fact.
+    fn add_request(&mut self, facts: &str) {
+        facts.split_ascii_whitespace().for_each(|fact| self.entries.add(group::REQUEST, hash::word(fact)));
+        self.entries.end_group(REQUEST_NORM);
     }
 
     /// The earlier turns of a chat, as words of their own kind.
@@ -232,6 +242,15 @@ mod tests {
         let mut entries = Entries::default();
         entries.clear(100);
         entries
+    }
+
+    #[test]
+    fn what_a_request_says_beside_its_text_is_seen_and_the_text_stays_the_same() {
+        let bare = features("Hi");
+        let facts = crate::trace::RequestFacts { tools: 2, tenant: Some("a".into()), ..Default::default() };
+        let said = features(&facts.before("Hi"));
+        assert_eq!(said[..bare.len()], bare[..]);
+        assert_eq!(said.len(), bare.len() + 2);
     }
 
     #[test]

@@ -14,13 +14,17 @@
 //! | `model`, `source`, `tenant`, `class` | string | where the request came from |
 //! | `score` | number | a score given by someone else |
 //!
-//! Unknown keys are kept and written back.
+//! Unknown keys are kept and written back. Of those, a ranker reads what OpenAI's API calls `max_tokens`, `response_format`,
+//! `tools`, `n`, `stop`, `temperature` and `reasoning_effort` ([`RequestFacts`]).
 
+mod facts;
 mod parse;
 mod read;
 mod split;
 mod write;
 
+pub use facts::RequestFacts;
+pub(crate) use facts::split_facts;
 pub use read::{Lengths, MAX_LINE_BYTES, TraceReader, read_trace};
 pub use split::{HELD_OUT_DIVISOR, held_out, held_out_text};
 pub use write::{TraceWriter, check_writable, write_trace, write_whole};
@@ -105,6 +109,12 @@ impl TraceRecord {
             Prompt::Text(text) => text.clone(),
             Prompt::Messages(messages) => flatten_messages(messages),
         }
+    }
+
+    /// The text with what the request says beside it ([`RequestFacts`]): what a ranker scores and learns from.
+    pub fn request_text(&self) -> String {
+        let facts = RequestFacts { tenant: self.tenant.clone(), ..RequestFacts::of(&self.extra) };
+        facts.before(&self.text())
     }
 
     /// The length label in tokens: the geometric mean of the samples, each taken as at least one token

@@ -93,6 +93,12 @@ impl Data {
         }
     }
 
+    /// ln(1 + tokens) of a row, no longer standardised.
+    pub(super) fn ln_plus_one(&self, row: usize) -> f64 {
+        let group = &self.groups[self.group_of[row]];
+        group.mean + group.deviation * self.label[row]
+    }
+
     pub(super) fn weight(&self, row: usize) -> f64 {
         self.groups[self.group_of[row]].weight
     }
@@ -119,7 +125,7 @@ pub(super) fn build(files: &[TraceFile], config: &TrainConfig) -> Result<Data, T
                 });
                 data.groups.len() - 1
             });
-            let text = record.text();
+            let text = record.request_text();
             let number = prompt_number(&text);
             let fold = families.as_mut().map_or_else(|| prompt_fold(number, config), |f| f.fold(file));
             let labels = Labels { tokens, censored: record.is_censored(), fold, group };
@@ -127,6 +133,9 @@ pub(super) fn build(files: &[TraceFile], config: &TrainConfig) -> Result<Data, T
         }
     }
     data.folds = families.map_or(config.folds, |families| families.names.len());
+    if data.folds == 1 {
+        return Err(TrainError::Config("only one family has rows to learn from: leave the families away"));
+    }
     data.finish()
 }
 

@@ -77,9 +77,9 @@ pub(super) fn fit(data: &mut Data, config: &TrainConfig, progress: &mut dyn FnMu
     let paths =
         each(&folds, |index, fold| path(data, fold, penalty, config, config.seed.wrapping_add(index as u64)));
     let taus: Vec<f64> =
-        (0..=config.epochs).map(|epoch| tau(data, &gather(data, &folds, &paths, epoch))).collect();
+        (0..=config.passes()).map(|epoch| tau(data, &gather(data, &folds, &paths, epoch))).collect();
     let epochs = best(&taus);
-    progress(Progress { stage: "rank", done: epochs, of: config.epochs, tau_b: Some(taus[epochs]) });
+    progress(Progress { stage: "rank", done: epochs, of: config.passes(), tau_b: Some(taus[epochs]) });
     let columns = data.features.len();
     let mut weights = vec![0.0; columns];
     for path in &paths {
@@ -152,12 +152,12 @@ fn path(data: &Data, fold: &Fold, penalty: f64, config: &TrainConfig, seed: u64)
     weights.iter_mut().for_each(|weight| *weight *= GUMBEL_DEVIATION / deviation);
     let penalty = RANK_PENALTY_SHARE * penalty / (GUMBEL_DEVIATION * GUMBEL_DEVIATION);
     let rate = config.learning_rate * (SMALL_ROWS / fold.learned.len().max(1) as f64).sqrt().min(1.0);
-    let mut learner = listmle::Learner::new(data, &fold.learned, config.list_size, rate, penalty);
+    let mut learner = listmle::Learner::new(data, &fold.learned, config, rate, penalty);
     let mut random = fastrand::Rng::with_seed(seed);
     let score = |weights: &[f64]| fold.unseen.iter().map(|&row| data.dot(row, weights)).collect::<Vec<_>>();
     let mut path = Path { scores: vec![score(&weights)], models: vec![weights.clone()] };
     let mut average = weights.clone();
-    for _ in 0..config.epochs {
+    for _ in 0..config.passes() {
         learner.epoch(&mut weights, &mut random);
         for (a, w) in average.iter_mut().zip(&weights) {
             *a += AVERAGE_STEP * (w - *a);

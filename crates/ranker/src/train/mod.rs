@@ -1,5 +1,6 @@
 //! Training: traces in, ranker and report out.
 
+mod classes;
 mod data;
 mod example;
 mod fit;
@@ -16,6 +17,7 @@ use crate::evaluate::{EvalReport, evaluate};
 use crate::features::DIMENSIONS;
 use crate::ranker::{Card, HeldOut, Ranker, SourceCard};
 use crate::trace::{TraceRecord, held_out};
+pub use classes::{ClassRanker, ClassScheme, MAX_CLASSES};
 use data::{Data, PRIOR};
 pub use example::Example;
 
@@ -45,6 +47,18 @@ impl TraceFile {
     }
 }
 
+/// What the passes after the warm start make smaller. The warm start is ridge regression of ln-lengths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Objective {
+    /// The likelihood of the whole order of a list under Plackett and Luce: the paper's.
+    #[default]
+    ListMle,
+    /// A hinge on each pair of a list whose lengths differ by a fifth or more (PARS, arXiv 2510.03243).
+    Pairwise,
+    /// Nothing: the warm start is all.
+    Regression,
+}
+
 /// How to train. The defaults are those that cross-validation chose on many traces.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainConfig {
@@ -56,7 +70,9 @@ pub struct TrainConfig {
     pub folds: usize,
     /// Penalties to choose from, in any unit of standardised squared ln-length.
     pub penalties: Vec<f64>,
-    /// Most passes of ListMLE.
+    /// What the passes make smaller.
+    pub objective: Objective,
+    /// Most passes.
     pub epochs: usize,
     /// Requests in a list.
     pub list_size: usize,
@@ -78,6 +94,7 @@ impl Default for TrainConfig {
             seed: 1,
             folds: 5,
             penalties: vec![16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.125],
+            objective: Objective::ListMle,
             epochs: 16,
             list_size: 32,
             learning_rate: 0.1,
@@ -85,6 +102,13 @@ impl Default for TrainConfig {
             licence: "unknown".into(),
             command: "unknown".into(),
         }
+    }
+}
+
+impl TrainConfig {
+    /// Passes after the warm start, at most.
+    fn passes(&self) -> usize {
+        if self.objective == Objective::Regression { 0 } else { self.epochs }
     }
 }
 
@@ -267,10 +291,7 @@ fn calibrate(data: &Data, unseen: &[f64], shrink: f64) -> Option<Calibration> {
     let mut standard = vec![0.0; data.rows()];
     let mut centers = Vec::new();
     for group in &data.groups {
-        let ln = |row: usize| {
-            let plus_one = libm::exp(group.mean + group.deviation * data.label[row]);
-            libm::log((plus_one - 1.0).max(1.0))
-        };
+        let ln = |row: usize| libm::log((libm::exp(data.ln_plus_one(row)) - 1.0).max(1.0));
         let count = group.rows.len() as f64;
         let center = group.rows.iter().map(|&row| ln(row)).sum::<f64>() / count;
         let squares: f64 = group.rows.iter().map(|&row| (ln(row) - center).powi(2)).sum();

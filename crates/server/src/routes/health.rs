@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use crate::app::App;
-use crate::error::{ApiError, json_response};
+use outrank_http::{ApiError, json_response};
 
 /// The process answers and its engine has not died; if it has, only a restart helps.
 pub(crate) async fn live(State(app): State<Arc<App>>) -> Response {

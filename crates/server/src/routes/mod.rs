@@ -16,11 +16,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
 use crate::app::App;
-use crate::error::ApiError;
 use crate::generate;
 use crate::identity::{Identity, authenticate, identify};
-use crate::metrics;
 use crate::wire::{Chat, Completions};
+use outrank_http::{ApiError, METRICS_CONTENT_TYPE};
 
 /// All routes.
 pub(crate) fn router(app: Arc<App>) -> Router {
@@ -64,7 +63,7 @@ async fn completions(
 
 async fn render_metrics(State(app): State<Arc<App>>) -> Response {
     match app.metrics.render(&app.backend.counters()) {
-        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Ok(text) => ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], text).into_response(),
         Err(error) => ApiError::internal(&error.to_string()).into_response(),
     }
 }

@@ -8,7 +8,7 @@ use axum::response::Response;
 use serde_json::{Value, json};
 
 use crate::app::App;
-use crate::error::{ApiError, json_response};
+use outrank_http::{ApiError, json_response};
 
 const DOCUMENT: &str = include_str!("openapi.json");
 

@@ -12,8 +12,8 @@ use outrank_engine::FinishReason;
 use serde::Serialize;
 
 use crate::app::App;
-use crate::error::{ApiError, json_response};
 use crate::records::{ChoiceRecord, End, Record};
+use outrank_http::{ApiError, json_response};
 
 /// Probability with which the true length lies in the interval of [`Score::interval`].
 const INTERVAL_PROBABILITY: f64 = 0.8;

@@ -1,12 +1,15 @@
 //! What a client asks for, whichever protocol it speaks.
 
 use outrank_engine::{ChatMessage, SamplingParams, Token};
-use outrank_ranker::trace::{Message, flatten_messages};
+use outrank_ranker::trace::{Message, RequestFacts, flatten_messages};
 use serde_json::Value;
 
 use super::fields::{Fields, wrong_type};
 use super::{Wire, inert};
-use crate::error::ApiError;
+use outrank_http::ApiError;
+
+/// The temperature of requests that name none.
+const DEFAULT_TEMPERATURE: f32 = 1.0;
 
 /// Stop strings of one request, at most, as in the OpenAI API.
 const MAX_STOP_STRINGS: usize = 4;
@@ -61,6 +64,22 @@ pub(crate) struct Call {
     pub(crate) true_tokens: Option<u32>,
     /// `None` for one whole response.
     pub(crate) stream: Option<StreamOptions>,
+}
+
+impl Call {
+    /// What the ranker reads beside the prompt. A limit that the answer is meant to reach says nothing of answers.
+    pub(crate) fn facts(&self, tenant: Option<&str>) -> RequestFacts {
+        let sampling = &self.sampling;
+        RequestFacts {
+            max_tokens: self.max_tokens.filter(|_| !sampling.ignore_eos),
+            n: (self.n > 1).then_some(self.n),
+            stops: !sampling.stop.is_empty(),
+            temperature: (sampling.temperature != DEFAULT_TEMPERATURE)
+                .then(|| f64::from(sampling.temperature)),
+            tenant: tenant.map(str::to_owned),
+            ..RequestFacts::default()
+        }
+    }
 }
 
 /// What each protocol reads in its own way.

@@ -7,7 +7,7 @@ use super::call::{Call, Limits, OwnFields, Prompt, read_max_tokens};
 use super::fields::{Fields, whole, wrong_type};
 use super::logprobs::{TokenLogprob, completion_logprobs};
 use super::{Wire, finish_word, inert};
-use crate::error::ApiError;
+use outrank_http::ApiError;
 
 /// Alternatives reported for one token, at most, as in the OpenAI API.
 const MAX_LOGPROBS: u32 = 5;

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
 
-use crate::error::ApiError;
+use outrank_http::ApiError;
 
 /// The fields of a JSON object that have not been read yet. `null` is the same as absent, as in the OpenAI API.
 #[derive(Debug)]

@@ -5,7 +5,7 @@
 use serde_json::Value;
 
 use super::fields::{Fields, wrong_type};
-use crate::error::ApiError;
+use outrank_http::ApiError;
 
 /// A field that is accepted only with values that ask for nothing: its name, and those values as compact JSON.
 pub(crate) type Inert = (&'static str, &'static [&'static str]);

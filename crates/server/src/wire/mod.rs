@@ -20,7 +20,7 @@ pub(crate) use response::{Envelope, UsageBody};
 use outrank_engine::FinishReason;
 use serde_json::Value;
 
-use crate::error::ApiError;
+use outrank_http::ApiError;
 
 /// What sets one generating endpoint apart from the other; everything else is one flow (`generate`).
 pub(crate) trait Wire: Send + Sync + 'static {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 /// A refusal or failure that a client is told of.
 #[derive(Clone, Debug)]
-pub(crate) struct ApiError {
+pub struct ApiError {
     status: StatusCode,
     code: &'static str,
     param: Option<String>,
@@ -19,7 +19,7 @@ pub(crate) struct ApiError {
 
 /// Label of the error that a response carries, for the metrics; attached to the response as an extension.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ErrorCode(pub(crate) &'static str);
+pub struct ErrorCode(pub &'static str);
 
 impl ApiError {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
@@ -37,30 +37,30 @@ impl ApiError {
     }
 
     /// The body is not JSON, or not a JSON object.
-    pub(crate) fn broken_json(why: impl std::fmt::Display) -> Self {
+    pub fn broken_json(why: impl std::fmt::Display) -> Self {
         let message = format!("the request body is not a JSON object that can be read: {why}");
         Self::new(StatusCode::BAD_REQUEST, "invalid_json", message)
     }
 
     /// A field has a wrong type or value.
-    pub(crate) fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+    pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_value", message).with_param(param)
     }
 
     /// A field that must be there is not.
-    pub(crate) fn missing(param: impl Into<String>, what: &str) -> Self {
+    pub fn missing(param: impl Into<String>, what: &str) -> Self {
         let param = param.into();
         let message = format!("`{param}` is missing: send {what}");
         Self::new(StatusCode::BAD_REQUEST, "missing_required_parameter", message).with_param(param)
     }
 
     /// A field that asks for something this server does not do.
-    pub(crate) fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
+    pub fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "unsupported", message).with_param(param)
     }
 
     /// Fields that nobody knows.
-    pub(crate) fn unknown_fields(names: &[String]) -> Self {
+    pub fn unknown_fields(names: &[String]) -> Self {
         let listed = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
         let message = format!(
             "unknown field {listed}: remove it, this server ignores nothing that it does not understand"
@@ -70,35 +70,35 @@ impl ApiError {
     }
 
     /// Prompt, or prompt and output together, do not fit the context.
-    pub(crate) fn context_exceeded(param: &str, message: String) -> Self {
+    pub fn context_exceeded(param: &str, message: String) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message).with_param(param)
     }
 
     /// No or a wrong API key.
-    pub(crate) fn unauthorized(message: &str) -> Self {
+    pub fn unauthorized(message: &str) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message)
     }
 
     /// Nothing is served at this path.
-    pub(crate) fn unknown_route(path: &str) -> Self {
+    pub fn unknown_route(path: &str) -> Self {
         let message = format!("nothing is served at {path}: GET /openapi.json lists what is");
         Self::new(StatusCode::NOT_FOUND, "unknown_url", message)
     }
 
     /// The path exists, the method does not.
-    pub(crate) fn wrong_method(method: &str, path: &str) -> Self {
+    pub fn wrong_method(method: &str, path: &str) -> Self {
         let message = format!("{path} does not answer {method}: see the Allow header");
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
     }
 
     /// The model asked for is not the one served.
-    pub(crate) fn unknown_model(asked: &str, served: &str) -> Self {
+    pub fn unknown_model(asked: &str, served: &str) -> Self {
         let message = format!("the model `{asked}` does not exist here: use `{served}`");
         Self::new(StatusCode::NOT_FOUND, "model_not_found", message).with_param("model")
     }
 
     /// No request of this id is running or remembered.
-    pub(crate) fn unknown_request(id: &str) -> Self {
+    pub fn unknown_request(id: &str) -> Self {
         let message = format!(
             "no request `{id}` is running or recently finished: use the x-request-id header or the id of a \
              completion; only the latest requests are remembered"
@@ -107,7 +107,7 @@ impl ApiError {
     }
 
     /// The body is longer than allowed.
-    pub(crate) fn too_large(max_body_bytes: usize) -> Self {
+    pub fn too_large(max_body_bytes: usize) -> Self {
         let message = format!(
             "the request body is longer than {max_body_bytes} bytes: shorten the prompt or raise the server's \
              limit (max_body_bytes)"
@@ -116,44 +116,117 @@ impl ApiError {
     }
 
     /// The body is not declared as JSON.
-    pub(crate) fn wrong_content_type(found: &str) -> Self {
+    pub fn wrong_content_type(found: &str) -> Self {
         let message = format!("the body is declared as {found}: send `content-type: application/json`");
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_type", message)
     }
 
     /// The body did not arrive whole.
-    pub(crate) fn unreadable_body(why: impl std::fmt::Display) -> Self {
+    pub fn unreadable_body(why: impl std::fmt::Display) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "unreadable_body", format!("the request body broke off: {why}"))
     }
 
     /// The queue is full.
-    pub(crate) fn queue_full(limit: usize, retry_after: Duration) -> Self {
+    pub fn queue_full(limit: usize, retry_after: Duration) -> Self {
         let message =
             format!("the queue is full ({limit} requests wait): try again after the seconds in Retry-After");
         Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message).with_retry(retry_after)
     }
 
     /// The server is about to exit.
-    pub(crate) fn shutting_down(retry_after: Duration) -> Self {
+    pub fn shutting_down(retry_after: Duration) -> Self {
         let message = "the server is shutting down: try again after the seconds in Retry-After";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", message).with_retry(retry_after)
     }
 
     /// The engine does not answer any more.
-    pub(crate) fn engine_stopped(why: &str, retry_after: Duration) -> Self {
+    pub fn engine_stopped(why: &str, retry_after: Duration) -> Self {
         let message =
             format!("the engine has stopped ({why}): the server must be restarted; try again later");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "engine_stopped", message).with_retry(retry_after)
     }
 
     /// Generation broke off after the request was accepted.
-    pub(crate) fn generation_failed(why: &str) -> Self {
+    pub fn generation_failed(why: &str) -> Self {
         let message = format!("generation failed: {why}; the request may be sent again");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "generation_failed", message)
     }
 
+    /// The part of the queue that a tenant may take is full.
+    pub fn tenant_queue_full(limit: usize, retry_after: Duration) -> Self {
+        let message = format!(
+            "{limit} of your requests wait, which is as much of the queue as one tenant may take now: try again after the \
+             seconds in Retry-After"
+        );
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "tenant_queue_full", message).with_retry(retry_after)
+    }
+
+    /// It would wait longer than its client, or the settings, allow.
+    pub fn would_wait(wait_s: f64, retry_after: Duration) -> Self {
+        let message = format!(
+            "it would wait about {wait_s:.1} s, which is longer than it may: try again after the seconds in Retry-After"
+        );
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "would_wait_too_long", message).with_retry(retry_after)
+    }
+
+    /// The tenant sends too many requests a minute.
+    pub fn rate_limited(per_minute: u32, retry_after: Duration) -> Self {
+        let message =
+            format!("more than {per_minute} requests a minute: try again after the seconds in Retry-After");
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message).with_retry(retry_after)
+    }
+
+    /// The tenant has too many requests under way.
+    pub fn too_many_at_once(most: u32) -> Self {
+        let message =
+            format!("{most} of your requests are under way, which is your limit: wait until one has ended");
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_at_once", message)
+            .with_retry(Duration::from_secs(1))
+    }
+
+    /// No upstream can be reached.
+    pub fn no_upstream(retry_after: Duration) -> Self {
+        let message = "no upstream answers: try again after the seconds in Retry-After";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_upstream", message).with_retry(retry_after)
+    }
+
+    /// No upstream serves the model.
+    pub fn model_not_served(asked: &str) -> Self {
+        let message =
+            format!("no upstream serves the model `{asked}`: GET /v1/models lists those that are served");
+        Self::new(StatusCode::NOT_FOUND, "model_not_found", message).with_param("model")
+    }
+
+    /// The upstream failed before an answer began, and so did all other attempts.
+    pub fn upstream_failed(why: &str) -> Self {
+        let message = format!("the upstream failed: {why}; the request may be sent again");
+        Self::new(StatusCode::BAD_GATEWAY, "upstream_failed", message)
+    }
+
+    /// The upstream was silent for too long.
+    pub fn upstream_timeout(waited_s: f64) -> Self {
+        let message = format!(
+            "the upstream was silent for {waited_s} s and was given up; the request may be sent again"
+        );
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", message)
+    }
+
+    /// The time that the request had is over.
+    pub fn deadline_exceeded(timeout_s: f64) -> Self {
+        let message = format!(
+            "the request was not answered within its {timeout_s} s: give it more time (header x-outrank-timeout-ms, or \
+             request_timeout_s of the gateway)"
+        );
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", message)
+    }
+
+    /// Label in metrics and logs.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
     /// A fault of the server itself.
-    pub(crate) fn internal(why: &str) -> Self {
+    pub fn internal(why: &str) -> Self {
         let message = format!("internal error: {why}; please report it");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message)
     }
@@ -170,7 +243,7 @@ impl ApiError {
     }
 
     /// The error object, as in a response body or as an event of a stream.
-    pub(crate) fn body(&self) -> Value {
+    pub fn body(&self) -> Value {
         json!({ "error": {
             "message": self.message, "type": self.kind(), "param": self.param, "code": self.code,
         } })
@@ -193,7 +266,7 @@ impl IntoResponse for ApiError {
 }
 
 /// A response of JSON.
-pub(crate) fn json_response(status: StatusCode, body: &impl serde::Serialize) -> Response {
+pub fn json_response(status: StatusCode, body: &impl serde::Serialize) -> Response {
     let text = match serde_json::to_string(body) {
         Ok(text) => text,
         Err(error) => return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),

@@ -3,12 +3,18 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
+use std::time::{Duration, Instant};
 
 use outrank_core::Score;
 use outrank_ranker::adapt::{Adapted, Adapter, adapt};
 use outrank_ranker::{Example, Ranker};
 
-use crate::scorer::{Answer, Learned, Predictor};
+use crate::{Answer, Learned, Predictor};
+
+/// Learning takes one part in so many of the time: serving goes first.
+const MIN_PAUSES: u32 = 20;
+/// The niceness of the learning thread: it takes what nobody else wants.
+const NICENESS: i32 = 19;
 
 /// Scores with a ranker, and makes it the served model's own: every so often it learns from the newest answers, on a thread
 /// beside the scoring one, and takes over what orders them better than the ranker it started from. It keeps features
@@ -19,7 +25,9 @@ pub struct AdaptiveRanker {
     prior: Ranker,
     current: Ranker,
     adapter: Adapter,
-    learning: Option<Receiver<Option<Adapted>>>,
+    learning: Option<Receiver<(Option<Adapted>, Duration)>>,
+    /// When it may learn again.
+    rested_at: Option<Instant>,
     /// Where a learned ranker is kept, if anywhere.
     file: Option<PathBuf>,
     learned: Learned,
@@ -33,6 +41,7 @@ impl AdaptiveRanker {
             prior: ranker,
             adapter: Adapter::default(),
             learning: None,
+            rested_at: None,
             file,
             learned: Learned::default(),
         }
@@ -41,13 +50,14 @@ impl AdaptiveRanker {
     /// Takes over what has been learned by now.
     fn take_over(&mut self) {
         let Some(learning) = &self.learning else { return };
-        let adapted = match learning.try_recv() {
-            Ok(adapted) => adapted,
+        let (adapted, took) = match learning.try_recv() {
+            Ok(learned) => learned,
             Err(TryRecvError::Empty) => return,
             // The thread panicked: the ranker in force stays.
-            Err(TryRecvError::Disconnected) => None,
+            Err(TryRecvError::Disconnected) => (None, Duration::ZERO),
         };
         self.learning = None;
+        self.rested_at = Some(Instant::now() + took * MIN_PAUSES);
         let Some(adapted) = adapted else { return };
         tracing::info!(
             examples = adapted.examples,
@@ -65,19 +75,30 @@ impl AdaptiveRanker {
         let (prior, file) = (self.prior.clone(), self.file.clone());
         let (send, receive) = sync_channel(1);
         let work = move || {
+            be_nice();
+            let started = Instant::now();
             let adapted = adapt(&prior, &examples);
+            let took = started.elapsed();
             if let (Some(adapted), Some(file)) = (&adapted, file)
                 && let Err(error) = adapted.ranker.save(&file)
             {
                 tracing::warn!(%error, "cannot keep what was learned");
             }
             // The server may have stopped meanwhile.
-            let _ = send.send(adapted);
+            let _ = send.send((adapted, took));
         };
         match std::thread::Builder::new().name("outrank-learner".into()).spawn(work) {
             Ok(_) => self.learning = Some(receive),
             Err(error) => tracing::warn!(%error, "cannot start the learning thread"),
         }
+    }
+}
+
+/// Lets the thread that calls give way to all others.
+fn be_nice() {
+    // On Linux a thread has a niceness of its own.
+    if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS) {
+        tracing::debug!(%error, "learning cannot give way to serving");
     }
 }
 
@@ -92,6 +113,7 @@ impl Predictor for AdaptiveRanker {
         self.adapter.observe(&answer.text, answer.tokens, answer.censored);
         self.learned.answers = self.adapter.observed();
         if self.learning.is_none()
+            && self.rested_at.is_none_or(|rested_at| Instant::now() >= rested_at)
             && let Some(examples) = self.adapter.due()
         {
             self.learn(examples);
@@ -105,8 +127,6 @@ impl Predictor for AdaptiveRanker {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
     use super::*;
 
     #[test]

@@ -1,0 +1,231 @@
+//! The journal: one JSON line for each answered request, in the format of a trace, so that `outrank simulate --from-journal`
+//! replays it and, with prompts, `outrank train` learns from it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::config::JournalConfig;
+use crate::metrics::Metrics;
+
+/// Lines that may wait to be written; beyond it they are dropped and counted.
+const MAX_QUEUED_LINES: usize = 4096;
+/// How long to leave the disk alone after it refused a line.
+const ERROR_PAUSE: Duration = Duration::from_millis(200);
+
+/// A line.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Line {
+    /// Empty, unless the settings say that prompts are kept.
+    pub(crate) prompt: Arc<str>,
+    pub(crate) arrival_s: f64,
+    pub(crate) prompt_tokens: u32,
+    pub(crate) output_tokens: u32,
+    pub(crate) truncated: bool,
+    pub(crate) model: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tenant: Option<Arc<str>>,
+    pub(crate) class: &'static str,
+    /// Predicted median length in tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) score: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) spread: Option<f32>,
+    pub(crate) outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) upstream: Option<String>,
+    pub(crate) queue_s: Option<f64>,
+    pub(crate) ttft_s: Option<f64>,
+    pub(crate) e2e_s: f64,
+    pub(crate) request_id: String,
+}
+
+/// Where lines go; the thread that writes them ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    lines: SyncSender<Line>,
+    pub(crate) prompts: bool,
+}
+
+impl Journal {
+    /// Opens the file, and starts the thread that writes.
+    pub(crate) fn open(config: &JournalConfig, metrics: Arc<Metrics>) -> io::Result<Self> {
+        let mut files = Files::open(config)?;
+        let (lines, queue) = sync_channel(MAX_QUEUED_LINES);
+        let work = move || write_all(&queue, &mut files, &metrics);
+        std::thread::Builder::new().name("outrank-journal".into()).spawn(work)?;
+        Ok(Self { lines, prompts: config.prompts })
+    }
+
+    /// Hands over a line, unless the disk cannot keep up. Never blocks.
+    pub(crate) fn write(&self, line: Line, metrics: &Metrics) {
+        if self.lines.try_send(line).is_err() {
+            metrics.journal_errors.inc();
+        }
+    }
+}
+
+fn write_all(queue: &Receiver<Line>, files: &mut Files, metrics: &Metrics) {
+    let mut well = true;
+    for line in queue {
+        match files.write(&line) {
+            Ok(()) => {
+                metrics.journal_lines.inc();
+                well = true;
+            }
+            Err(error) => {
+                metrics.journal_errors.inc();
+                if std::mem::replace(&mut well, false) {
+                    tracing::error!(%error, path = %files.path.display(), "the journal cannot be written; requests go on without");
+                }
+                std::thread::sleep(ERROR_PAUSE);
+            }
+        }
+    }
+}
+
+/// The current file and those before it.
+#[derive(Debug)]
+struct Files {
+    path: PathBuf,
+    max_file_bytes: u64,
+    max_files: u32,
+    file: File,
+    bytes: u64,
+    /// A part of a line was written, which must be ended before the next.
+    torn: bool,
+}
+
+impl Files {
+    fn open(config: &JournalConfig) -> io::Result<Self> {
+        let file = open(&config.path)?;
+        let bytes = file.metadata()?.len();
+        Ok(Self {
+            path: config.path.clone(),
+            max_file_bytes: config.max_file_bytes.max(1),
+            max_files: config.max_files.max(1),
+            file,
+            bytes,
+            torn: false,
+        })
+    }
+
+    fn write(&mut self, line: &Line) -> io::Result<()> {
+        let mut text = Vec::with_capacity(512);
+        if self.torn {
+            text.push(b'\n');
+        }
+        serde_json::to_writer(&mut text, line)?;
+        text.push(b'\n');
+        if self.bytes > 0 && self.bytes + text.len() as u64 > self.max_file_bytes {
+            self.rotate()?;
+        }
+        // All at once, so that a full disk seldom leaves half a line.
+        let result = self.file.write_all(&text);
+        self.torn = result.is_err();
+        self.bytes += text.len() as u64;
+        result
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        for number in (1..self.max_files).rev() {
+            let from = if number == 1 { self.path.clone() } else { numbered(&self.path, number - 1) };
+            match std::fs::rename(from, numbered(&self.path, number)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        if self.max_files == 1 {
+            std::fs::remove_file(&self.path)?;
+        }
+        self.file = open(&self.path)?;
+        (self.bytes, self.torn) = (0, false);
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+fn numbered(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use outrank_ranker::trace::{Lengths, TraceReader};
+
+    use super::*;
+
+    fn line(output_tokens: u32) -> Line {
+        Line {
+            prompt: "".into(),
+            arrival_s: 1.5,
+            prompt_tokens: 7,
+            output_tokens,
+            truncated: false,
+            model: "m".into(),
+            tenant: Some("a".into()),
+            class: "default",
+            score: Some(40.0),
+            spread: Some(0.7),
+            outcome: "completed",
+            upstream: None,
+            queue_s: Some(0.1),
+            ttft_s: None,
+            e2e_s: 2.0,
+            request_id: "req-1".into(),
+        }
+    }
+
+    fn config(path: PathBuf, max_file_bytes: u64, max_files: u32) -> JournalConfig {
+        JournalConfig { path, max_file_bytes, max_files, prompts: false }
+    }
+
+    #[test]
+    fn a_line_is_a_line_of_a_trace() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("j.jsonl");
+        let mut files = Files::open(&config(path.clone(), 1 << 20, 3)).unwrap();
+        files.write(&line(42)).unwrap();
+        let records: Vec<_> =
+            TraceReader::open(&path, Lengths::Required).unwrap().collect::<Result<_, _>>().unwrap();
+        let record = &records[0];
+        assert_eq!((&record.output_tokens[..], record.prompt_tokens), (&[42][..], Some(7)));
+        assert_eq!(
+            (record.arrival_s, record.score, record.tenant.as_deref()),
+            (Some(1.5), Some(40.0), Some("a"))
+        );
+    }
+
+    #[test]
+    fn files_are_rotated_at_their_size_and_the_oldest_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("j.jsonl");
+        let size = serde_json::to_vec(&line(1)).unwrap().len() as u64 + 1;
+        let mut files = Files::open(&config(path.clone(), 2 * size, 3)).unwrap();
+        (1..=9).for_each(|tokens| files.write(&line(tokens)).unwrap());
+        let mut found: Vec<_> =
+            std::fs::read_dir(dir.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+        found.sort();
+        assert_eq!(found, ["j.jsonl", "j.jsonl.1", "j.jsonl.2"]);
+        let lines = |path: &Path| std::fs::read_to_string(path).unwrap().lines().count();
+        assert_eq!((lines(&path), lines(&numbered(&path, 1)), lines(&numbered(&path, 2))), (1, 2, 2));
+        assert!(std::fs::read_to_string(&path).unwrap().contains("\"output_tokens\":9"));
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error_and_nothing_else() {
+        let mut files = Files::open(&config("/dev/full".into(), 1 << 20, 1)).unwrap();
+        assert_eq!(files.write(&line(1)).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert!(files.torn);
+    }
+}

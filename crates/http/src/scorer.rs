@@ -1,0 +1,416 @@
+//! Scoring off the token path: one thread, a bounded queue, and a deadline for everyone who waits.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use outrank_core::Score;
+use outrank_ranker::Ranker;
+use tokio::sync::oneshot;
+
+use crate::ScorerMetrics;
+
+/// Predicts output lengths, and hears what they were. It runs on a thread of its own. A closure from prompt to score is one.
+pub trait Predictor: Send {
+    /// Predicts the output length of a prompt, or declines.
+    fn score(&mut self, text: &str) -> Option<Score>;
+
+    /// An answer has ended.
+    fn observe(&mut self, _answer: &Answer) {}
+
+    /// What has been learned from answers.
+    fn learned(&self) -> Learned {
+        Learned::default()
+    }
+}
+
+impl<F: FnMut(&str) -> Option<Score> + Send> Predictor for F {
+    fn score(&mut self, text: &str) -> Option<Score> {
+        self(text)
+    }
+}
+
+/// An answer that has ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Answer {
+    /// Its prompt, as it was scored.
+    pub text: Arc<str>,
+    /// Output tokens.
+    pub tokens: u32,
+    /// Whether its limit ended it: by itself it would have been longer.
+    pub censored: bool,
+}
+
+/// What a [`Predictor`] has learned from answers.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Learned {
+    /// Answers heard of and remembered or used.
+    pub answers: u64,
+    /// Times that predictions changed by it.
+    pub updates: u64,
+    /// Kendall's tau-b of the predictor in force, on answers that it did not learn from.
+    pub tau_b: Option<f64>,
+}
+
+/// The [`Predictor`] of a trained ranker that stays as it is.
+pub fn ranker_scores(ranker: Ranker) -> Box<dyn Predictor> {
+    Box::new(move |text: &str| Some(ranker.score(text)))
+}
+
+/// How often the scoring thread looks for work that nobody waits for. To wake it for each piece would cost more than the work.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+/// Looks in vain after which the thread sleeps until it is woken.
+const MAX_VAIN_LOOKS: u32 = 200;
+/// Answers a second that are learned from; a busy host has more than enough of them.
+const MAX_LESSONS_PER_S: u32 = 50;
+
+/// Hands prompts to the scoring thread, which ends when this is dropped.
+#[derive(Debug)]
+pub struct Scorer {
+    /// `None` without a ranker.
+    queue: Option<Arc<Queue>>,
+    max_queue: usize,
+}
+
+/// Work for the scoring thread.
+#[derive(Debug, Default)]
+struct Queue {
+    state: Mutex<QueueState>,
+    /// Prompts that wait to be scored.
+    pending: AtomicUsize,
+    /// The thread has ended.
+    dead: AtomicBool,
+    wake: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct QueueState {
+    jobs: VecDeque<Job>,
+    /// The thread sleeps until it is woken.
+    asleep: bool,
+    closed: bool,
+}
+
+enum Job {
+    Score { text: Arc<str>, asked: Instant, reply: Reply },
+    Observe(Answer),
+}
+
+/// Where a score goes.
+enum Reply {
+    /// To somebody who waits for it.
+    Waiting(oneshot::Sender<Score>),
+    /// To whatever does something with it, on the scoring thread.
+    Then(Box<dyn FnOnce(Score) + Send>),
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Prompts are never printed.
+        f.write_str("Job")
+    }
+}
+
+impl Scorer {
+    /// Starts the thread, if there is something to score with.
+    pub fn start(
+        predictor: Option<Box<dyn Predictor>>,
+        max_queue: usize,
+        metrics: ScorerMetrics,
+    ) -> std::io::Result<Self> {
+        let Some(predictor) = predictor else { return Ok(Self { queue: None, max_queue }) };
+        let queue = Arc::new(Queue::default());
+        let worker = Worker { queue: Arc::clone(&queue), lessons: Lessons::default() };
+        std::thread::Builder::new()
+            .name("outrank-scorer".into())
+            .spawn(move || worker.run(predictor, &metrics))?;
+        Ok(Self { queue: Some(queue), max_queue })
+    }
+
+    /// Whether there is something to score with.
+    pub fn scores(&self) -> bool {
+        self.queue.is_some()
+    }
+
+    /// Whether the scoring thread lives; there is none without something to score with, and none after a panic.
+    pub fn is_alive(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| !queue.dead.load(Ordering::Acquire))
+    }
+
+    /// Whether no prompt waits for its score.
+    pub fn is_idle(&self) -> bool {
+        self.queue.as_ref().is_none_or(|queue| queue.pending.load(Ordering::Relaxed) == 0)
+    }
+
+    /// Asks for the score of a prompt, if it has a text. With a full queue, or a scorer that has died, there will be none.
+    pub fn ask(&self, text: impl FnOnce() -> Option<String>) -> PendingScore {
+        let Some(queue) = &self.queue else { return PendingScore { text: None, answer: None } };
+        let Some(text) = text() else { return PendingScore { text: None, answer: None } };
+        let text: Arc<str> = text.into();
+        let (reply, answer) = oneshot::channel();
+        let job = Job::Score { text: Arc::clone(&text), asked: Instant::now(), reply: Reply::Waiting(reply) };
+        let sent = queue.push(job, self.max_queue, true);
+        PendingScore { text: Some(text), answer: sent.then_some(answer) }
+    }
+
+    /// Has a prompt scored within some milliseconds, and `then` called with the score on the scoring thread; nobody waits for it.
+    /// With a full queue, or a scorer that has died, there will be none.
+    pub fn ask_then(&self, text: Arc<str>, then: impl FnOnce(Score) + Send + 'static) {
+        if let Some(queue) = &self.queue {
+            let job = Job::Score { text, asked: Instant::now(), reply: Reply::Then(Box::new(then)) };
+            queue.push(job, self.max_queue, false);
+        }
+    }
+
+    /// Tells the predictor how long an answer was, unless it has too much to do.
+    pub fn tell(&self, answer: Answer) {
+        if let Some(queue) = &self.queue {
+            // A predictor that falls behind misses a lesson, and nothing else.
+            queue.push(Job::Observe(answer), self.max_queue, false);
+        }
+    }
+}
+
+impl Drop for Scorer {
+    fn drop(&mut self) {
+        if let Some(queue) = &self.queue {
+            queue.lock().closed = true;
+            queue.wake.notify_one();
+        }
+    }
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
+        // No holder leaves it half-changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a job, unless the queue is full or the thread has died. An urgent one wakes the thread.
+    fn push(&self, job: Job, max_queue: usize, urgent: bool) -> bool {
+        if self.dead.load(Ordering::Acquire) {
+            return false;
+        }
+        let scores = matches!(job, Job::Score { .. });
+        let mut state = self.lock();
+        if state.jobs.len() >= max_queue {
+            return false;
+        }
+        state.jobs.push_back(job);
+        let wake = urgent || state.asleep;
+        drop(state);
+        if scores {
+            self.pending.fetch_add(1, Ordering::Relaxed);
+        }
+        if wake {
+            self.wake.notify_one();
+        }
+        true
+    }
+
+    /// All jobs that have come, once some have; `None` when no more will come.
+    fn take(&self) -> Option<VecDeque<Job>> {
+        let mut vain_looks = 0;
+        let mut state = self.lock();
+        loop {
+            if !state.jobs.is_empty() {
+                return Some(std::mem::take(&mut state.jobs));
+            }
+            if state.closed {
+                return None;
+            }
+            state.asleep = vain_looks >= MAX_VAIN_LOOKS;
+            state = if state.asleep {
+                self.wake.wait(state).unwrap_or_else(PoisonError::into_inner)
+            } else {
+                let waited = self.wake.wait_timeout(state, LOOK_INTERVAL);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            };
+            state.asleep = false;
+            vain_looks += 1;
+        }
+    }
+}
+
+/// The scoring thread. Dropping it, in a panic too, says that it has ended.
+struct Worker {
+    queue: Arc<Queue>,
+    lessons: Lessons,
+}
+
+impl Worker {
+    fn run(mut self, mut predictor: Box<dyn Predictor>, metrics: &ScorerMetrics) {
+        while let Some(jobs) = self.queue.take() {
+            for job in jobs {
+                match job {
+                    Job::Score { text, asked, reply } => {
+                        self.queue.pending.fetch_sub(1, Ordering::Relaxed);
+                        score(&mut *predictor, metrics, &text, asked, reply);
+                    }
+                    Job::Observe(answer) => {
+                        if self.lessons.may_learn() {
+                            predictor.observe(&answer);
+                            metrics.count_learned(&predictor.learned());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.queue.dead.store(true, Ordering::Release);
+        // Who waits for a score is told that none will come.
+        self.queue.lock().jobs.clear();
+    }
+}
+
+fn score(predictor: &mut dyn Predictor, metrics: &ScorerMetrics, text: &str, asked: Instant, reply: Reply) {
+    if matches!(&reply, Reply::Waiting(reply) if reply.is_closed()) {
+        return;
+    }
+    let Some(score) = predictor.score(text) else { return };
+    metrics.score_latency.observe(asked.elapsed().as_secs_f64());
+    match reply {
+        // The request may have left meanwhile.
+        Reply::Waiting(reply) => drop(reply.send(score)),
+        Reply::Then(then) => then(score),
+    }
+}
+
+/// How many answers have been learned from in this second.
+#[derive(Debug)]
+struct Lessons {
+    since: Instant,
+    learned: u32,
+}
+
+impl Default for Lessons {
+    fn default() -> Self {
+        Self { since: Instant::now(), learned: 0 }
+    }
+}
+
+impl Lessons {
+    fn may_learn(&mut self) -> bool {
+        if self.since.elapsed() >= Duration::from_secs(1) {
+            *self = Self::default();
+        }
+        self.learned += 1;
+        self.learned <= MAX_LESSONS_PER_S
+    }
+}
+
+/// A score that has been asked for.
+#[derive(Debug)]
+pub struct PendingScore {
+    text: Option<Arc<str>>,
+    answer: Option<oneshot::Receiver<Score>>,
+}
+
+impl PendingScore {
+    /// What is scored, if anything.
+    pub fn text(&self) -> Option<Arc<str>> {
+        self.text.clone()
+    }
+
+    /// Waits for the score until the deadline. Without one, it may still come ([`Self::late`]).
+    pub async fn by(&mut self, deadline: Instant) -> Option<Score> {
+        let answer = self.answer.as_mut()?;
+        let answer = tokio::time::timeout_at(deadline.into(), answer).await.ok()?;
+        self.answer = None;
+        answer.ok()
+    }
+
+    /// The score once it comes, if it did not by the deadline and still can.
+    pub fn late(self) -> Option<impl Future<Output = Option<Score>> + Send + 'static> {
+        self.answer.map(|answer| async { answer.await.ok() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    fn scorer(predictor: impl FnMut(&str) -> Option<Score> + Send + 'static) -> Scorer {
+        Scorer::start(Some(Box::new(predictor)), 4, ScorerMetrics::default()).unwrap()
+    }
+
+    #[test]
+    fn scores_come_whether_somebody_waits_or_not_and_after_a_long_sleep_too() {
+        let scorer = scorer(|text| Score::new(text.len() as f32, 0.5).ok());
+        for pause in [Duration::ZERO, LOOK_INTERVAL * (MAX_VAIN_LOOKS + 40)] {
+            std::thread::sleep(pause);
+            let (send, told) = channel();
+            scorer.ask_then("four".into(), move |score| send.send(score.median_tokens()).unwrap());
+            assert_eq!(told.recv_timeout(Duration::from_secs(5)), Ok(4.0));
+        }
+        assert!(scorer.is_alive() && scorer.is_idle());
+    }
+
+    #[tokio::test]
+    async fn a_score_that_is_waited_for_comes_at_once() {
+        let scorer = scorer(|_| Score::new(7.0, 0.5).ok());
+        let mut fastest = Duration::MAX;
+        for _ in 0..50 {
+            let asked = Instant::now();
+            let score = scorer.ask(|| Some("x".into())).by(asked + Duration::from_secs(5)).await;
+            assert_eq!(score.unwrap().median_tokens(), 7.0);
+            fastest = fastest.min(asked.elapsed());
+        }
+        assert!(fastest < LOOK_INTERVAL / 2, "{fastest:?}");
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_the_thread_and_nobody_waits_for_ever() {
+        let scorer = scorer(|_| panic!("broken"));
+        let deadline = Instant::now() + Duration::from_secs(5);
+        assert_eq!(scorer.ask(|| Some("x".into())).by(deadline).await, None);
+        while scorer.is_alive() {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        let mut late = scorer.ask(|| Some("x".into()));
+        assert_eq!(late.by(deadline).await, None);
+        assert!(Instant::now() < deadline);
+    }
+
+    #[test]
+    fn no_more_wait_than_may_and_a_dropped_scorer_ends_its_thread() {
+        let (go, held) = channel::<()>();
+        let scorer = scorer(move |_| {
+            let _ = held.recv();
+            None
+        });
+        let queue = Arc::clone(scorer.queue.as_ref().unwrap());
+        let (send, told) = channel();
+        for nth in 0..20 {
+            let send = send.clone();
+            scorer.ask_then("x".into(), move |_| send.send(nth).unwrap());
+        }
+        assert!(queue.lock().jobs.len() <= 4);
+        drop((go, scorer, send));
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !queue.dead.load(Ordering::Acquire) {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        assert!(told.recv().is_err());
+    }
+
+    #[test]
+    fn of_a_flood_of_answers_a_sample_is_learned_from() {
+        let mut lessons = Lessons::default();
+        let learned = (0..10_000).filter(|_| lessons.may_learn()).count();
+        assert!(
+            (MAX_LESSONS_PER_S as usize..=3 * MAX_LESSONS_PER_S as usize).contains(&learned),
+            "{learned}"
+        );
+    }
+}
