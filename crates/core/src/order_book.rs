@@ -1,5 +1,7 @@
 //! The order of requests for hosts that own their queue, their seats and their memory, such as vLLM.
 
+mod seats;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, DefaultHasher};
 
@@ -8,14 +10,12 @@ use thiserror::Error;
 
 use crate::entry::{Entry, Estimates, Prediction};
 use crate::scheduler::{MIN_BACKLOG_S, load_moved};
+use crate::starvation::StarvationTimers;
 use crate::{
-    Eta, Explanation, Hysteresis, Key, Lanes, MonitorSettings, OvertakeLog, Place, Placement, Policy,
-    Preemption, Rank, RankMonitor, Request, RequestId, Score, ServiceModel, State, StepSample, Timestamp,
-    Trust,
+    Eta, Explanation, Key, Lanes, MonitorSettings, OvertakeLog, Place, Placement, Policy, Preemption, Rank,
+    RankMonitor, Request, RequestId, Score, ServiceModel, State, StepSample, Timestamp, Trust,
 };
 
-/// Output tokens after which the key of a running request is taken anew.
-const KEY_REFRESH_TOKENS: u32 = 8;
 /// Estimates for people may be so old, in seconds, where more than [`FEW_RUNNING`] run ...
 const ESTIMATES_S: f64 = 0.05;
 /// ... and are always fresh where fewer do.
@@ -25,9 +25,7 @@ const PROMPT_TOKEN_CHARGE: f64 = 0.1;
 
 /// A policy that an [`OrderBook`] cannot serve.
 #[derive(Clone, PartialEq, Debug, Error)]
-#[error(
-    "policy `{0}` preempts at every step or promotes, which needs a host that leaves seats to the scheduler"
-)]
+#[error("policy `{0}` needs a host that reports every step, or one that leaves its queue to the scheduler")]
 pub struct UnsuitedPolicy(pub &'static str);
 
 /// How a request ended.
@@ -57,11 +55,15 @@ pub struct OrderBook {
     running: Vec<usize>,
     estimates: Estimates,
     monitor: RankMonitor,
+    timers: StarvationTimers,
+    /// Steps that the host has taken.
+    steps: u64,
+    promotions: u64,
     overtakes: OvertakeLog,
     overtake_pairs: u64,
     left: RunningLeft,
     finished: u64,
-    changed: Vec<(RequestId, Key)>,
+    changed: Vec<(RequestId, Rank)>,
     all_changed: bool,
 }
 
@@ -79,7 +81,8 @@ impl OrderBook {
     /// A book for a host with so many seats. `unscored_tokens` is what a request without score is taken for.
     ///
     /// # Errors
-    /// [`UnsuitedPolicy`] if the policy needs a host that leaves its seats to the scheduler.
+    /// [`UnsuitedPolicy`] if the policy preempts at every step or promotes (see [`Self::stepped_by`]), or if keys of those who
+    /// wait change with time.
     pub fn new(
         policy: Box<dyn Policy>,
         seats: u32,
@@ -87,9 +90,27 @@ impl OrderBook {
         unscored_tokens: f64,
         monitor: MonitorSettings,
     ) -> Result<Self, UnsuitedPolicy> {
+        let load = Estimates::first(service, unscored_tokens).load;
+        if policy.starvation().is_some() || policy.preemption(load) == Preemption::Always {
+            return Err(UnsuitedPolicy(policy.name()));
+        }
+        Self::stepped_by(policy, seats, service, unscored_tokens, monitor)
+    }
+
+    /// A book for a host that asks for [`Self::changed`] and [`Self::victims`] before each of its steps and reports it with
+    /// [`Self::stepped`]. Memory stays the host's: a request that ranks ahead takes a seat, never blocks alone.
+    ///
+    /// # Errors
+    /// [`UnsuitedPolicy`] if keys of those who wait change with time.
+    pub fn stepped_by(
+        policy: Box<dyn Policy>,
+        seats: u32,
+        service: ServiceModel,
+        unscored_tokens: f64,
+        monitor: MonitorSettings,
+    ) -> Result<Self, UnsuitedPolicy> {
         let estimates = Estimates::first(service, unscored_tokens);
-        let timed = policy.rekey_interval_s().is_some();
-        if timed || policy.starvation().is_some() || policy.preemption(estimates.load) == Preemption::Always {
+        if policy.rekey_interval_s().is_some() {
             return Err(UnsuitedPolicy(policy.name()));
         }
         Ok(Self {
@@ -101,6 +122,9 @@ impl OrderBook {
             running: Vec::new(),
             estimates,
             monitor: RankMonitor::new(monitor),
+            timers: StarvationTimers::default(),
+            steps: 0,
+            promotions: 0,
             overtakes: OvertakeLog::default(),
             overtake_pairs: 0,
             left: RunningLeft::default(),
@@ -135,6 +159,7 @@ impl OrderBook {
         self.slots.insert(id, slot);
         self.count_work(slot);
         self.enqueue(slot);
+        self.start_starvation_timer(slot);
         Some(self.entries[slot].rank.key)
     }
 
@@ -149,7 +174,7 @@ impl OrderBook {
             self.waiting.remove(self.entries[slot].lane, self.entries[slot].rank);
             self.enqueue(slot);
         }
-        self.changed.push((id, self.entries[slot].rank.key));
+        self.changed.push((id, self.entries[slot].rank));
     }
 
     /// Who should be given the next free seat.
@@ -185,9 +210,9 @@ impl OrderBook {
         self.running.push(slot);
     }
 
-    /// The host took a request off its seat, by advice or for memory, and will compute it again. Returns its key in the
+    /// The host took a request off its seat, by advice or for memory, and will compute it again. Returns its rank in the
     /// queue, or `None` if it had no seat.
-    pub fn paused(&mut self, now: Timestamp, id: RequestId) -> Option<Key> {
+    pub fn paused(&mut self, now: Timestamp, id: RequestId) -> Option<Rank> {
         let slot = *self.slots.get(&id)?;
         if self.entries[slot].state != State::Running {
             return None;
@@ -201,7 +226,8 @@ impl OrderBook {
         let charged_tokens = std::mem::take(&mut entry.charged_tokens);
         self.waiting.charge(entry.lane, -charge(&entry.request, charged_tokens));
         self.enqueue(slot);
-        Some(self.entries[slot].rank.key)
+        self.start_starvation_timer(slot);
+        Some(self.entries[slot].rank)
     }
 
     /// A running request has generated so many tokens by now.
@@ -230,6 +256,7 @@ impl OrderBook {
     pub fn ended(&mut self, now: Timestamp, id: RequestId, tokens: u32, end: End) {
         let Some(slot) = self.slots.remove(&id) else { return };
         self.estimates.now = now;
+        self.stop_starvation_timer(slot);
         if self.entries[slot].state == State::Running {
             self.running.retain(|&other| other != slot);
             self.left.stale = true;
@@ -260,36 +287,21 @@ impl OrderBook {
         }
     }
 
-    /// Follows the load, and returns the requests whose key has changed since the last call, with their key; a request may
-    /// come twice, and its last key counts.
-    pub fn changed(&mut self, now: Timestamp) -> Vec<(RequestId, Key)> {
+    /// Follows the load, promotes who starves, and returns the requests whose rank has changed since the last call, with
+    /// their rank; a request may come twice, and its last rank counts.
+    pub fn changed(&mut self, now: Timestamp) -> Vec<(RequestId, Rank)> {
         self.estimates.now = now;
         self.follow_load();
+        self.promote_starving();
         if std::mem::take(&mut self.all_changed) {
             self.changed.clear();
             return self
                 .waiting
                 .iter()
-                .map(|place| (self.entries[place.slot].request.id, place.rank.key))
+                .map(|place| (self.entries[place.slot].request.id, place.rank))
                 .collect();
         }
         std::mem::take(&mut self.changed)
-    }
-
-    /// Running requests that should lose their seat to those first in the queue, the worst first, while `free_seats` are
-    /// free. It limits itself as the policy's [`Hysteresis`] says.
-    pub fn victims(&mut self, now: Timestamp, free_seats: usize) -> Vec<RequestId> {
-        self.estimates.now = now;
-        let Preemption::Limited(limits) = self.policy.preemption(self.estimates.load) else {
-            return Vec::new();
-        };
-        if free_seats > 0 || self.waiting.is_empty() {
-            return Vec::new();
-        }
-        let worst_first = self.rank_running(limits);
-        let pairs = self.waiting.iter().zip(worst_first);
-        let taken = pairs.take_while(|&(place, victim)| self.displaces(place, victim, limits));
-        taken.map(|(_, (_, slot))| self.entries[slot].request.id).collect()
     }
 
     /// The host has more or fewer seats now.
@@ -360,6 +372,21 @@ impl OrderBook {
     /// Name of the policy.
     pub fn policy_name(&self) -> &'static str {
         self.policy.name()
+    }
+
+    /// Requests that ended with their answer.
+    pub fn finished(&self) -> u64 {
+        self.finished
+    }
+
+    /// Promotions by starvation prevention so far.
+    pub fn promotions(&self) -> u64 {
+        self.promotions
+    }
+
+    /// Whether the policy reads the tokens of running requests in every step.
+    pub fn follows_every_token(&self) -> bool {
+        self.policy.preemption(self.estimates.load) == Preemption::Always
     }
 
     /// Requests that wait and that run, as reported.
@@ -472,30 +499,6 @@ impl OrderBook {
             self.refresh_rank(self.running[at]);
         }
         self.all_changed = true;
-    }
-
-    /// Running requests that may be paused, the worst rank first, no more than may be in one step.
-    fn rank_running(&mut self, limits: Hysteresis) -> Vec<(Rank, usize)> {
-        let mut ranked = Vec::with_capacity(self.running.len());
-        for at in 0..self.running.len() {
-            let slot = self.running[at];
-            let entry = &self.entries[slot];
-            if entry.generated_tokens >= entry.ranked_at_tokens + KEY_REFRESH_TOKENS {
-                self.refresh_rank(slot);
-            }
-            if self.entries[slot].preemptions < limits.max_per_request {
-                ranked.push((self.entries[slot].rank, slot));
-            }
-        }
-        ranked.sort_unstable_by(|a, b| b.cmp(a));
-        ranked.truncate(limits.max_per_step as usize);
-        ranked
-    }
-
-    fn displaces(&self, waiting: &Place, victim: (Rank, usize), limits: Hysteresis) -> bool {
-        let (rank, slot) = victim;
-        let cost_s = f64::from(self.entries[slot].context_tokens()) * self.estimates.service.prefill_s;
-        waiting.rank.key.value() + limits.min_gain + limits.switch_cost_factor * cost_s < rank.key.value()
     }
 }
 

@@ -1,10 +1,11 @@
 use super::*;
-use crate::policies::{Fcfs, Ltr, OracleSjf, Outrank, Sjf};
+use crate::policies::{Boost, Fcfs, Hrrn, Ltr, Mlfq, OracleSjf, Outrank, Sjf};
+use crate::{Capacity, Event, Scheduler, SchedulerConfig, SwitchCost};
 
 const COSTS: ServiceModel = ServiceModel { decode_s: 0.01, prefill_s: 1e-5 };
 
 fn book(policy: impl Policy + 'static, seats: u32) -> OrderBook {
-    OrderBook::new(Box::new(policy), seats, COSTS, 200.0, MonitorSettings::default()).unwrap()
+    OrderBook::stepped_by(Box::new(policy), seats, COSTS, 200.0, MonitorSettings::default()).unwrap()
 }
 
 fn at(seconds: f64) -> Timestamp {
@@ -16,11 +17,12 @@ fn submit(book: &mut OrderBook, id: u64, now_s: f64, median: Option<f32>) {
     book.submit(at(now_s), Request::new(id, at(now_s), 10, 4000), score).unwrap();
 }
 
-/// Ids by their last reported key.
+/// Ids by their last reported rank.
 fn order(book: &mut OrderBook, now_s: f64) -> Vec<u64> {
-    let mut keys: Vec<(Key, u64)> = book.changed(at(now_s)).iter().map(|&(id, key)| (key, id.0)).collect();
-    keys.sort_unstable();
-    keys.into_iter().map(|(_, id)| id).collect()
+    let mut ranks: Vec<(Rank, u64)> =
+        book.changed(at(now_s)).iter().map(|&(id, rank)| (rank, id.0)).collect();
+    ranks.sort_unstable();
+    ranks.into_iter().map(|(_, id)| id).collect()
 }
 
 #[test]
@@ -112,11 +114,110 @@ fn lengths_cut_by_a_limit_or_given_up_are_not_held_against_the_ranker() {
     );
 }
 
+/// One step of a host that does what the book says; returns who had a seat.
+fn follow(book: &mut OrderBook, seats: usize, now_s: f64) -> Vec<u64> {
+    let now = at(now_s);
+    book.changed(now);
+    for id in book.victims(now, seats - book.running.len()) {
+        book.paused(now, id);
+    }
+    while book.running.len() < seats {
+        let Some(slot) = book.waiting.first().map(|(_, place)| place.slot) else { break };
+        book.started(book.entries[slot].request.id);
+    }
+    book.stepped();
+    let mut batch: Vec<u64> = book.running.iter().map(|&slot| book.entries[slot].request.id.0).collect();
+    batch.sort_unstable();
+    batch
+}
+
+fn scheduler(policy: impl Policy + 'static, seats: u32) -> Scheduler {
+    let capacity = Capacity {
+        seats,
+        kv_blocks: 1_000_000,
+        watermark_blocks: 0,
+        step_tokens: 1_000_000,
+        prefill_chunk_tokens: 1_000_000,
+        context_tokens: 10_000,
+    };
+    let config = SchedulerConfig {
+        capacity,
+        max_queue_requests: 1_000_000,
+        switch_cost: SwitchCost::RECOMPUTE_ONLY,
+        service: COSTS,
+        unscored_tokens: 200.0,
+        max_bypass_s: 1.0,
+        monitor: MonitorSettings::default(),
+    };
+    Scheduler::new(config, Box::new(policy)).unwrap()
+}
+
 #[test]
-fn policies_that_need_the_seats_are_refused() {
-    let new = |policy| OrderBook::new(policy, 1, COSTS, 200.0, MonitorSettings::default());
-    assert_eq!(new(Box::<Ltr>::default()).unwrap_err(), UnsuitedPolicy("ltr"));
-    assert!(new(Box::new(Fcfs)).is_ok() && new(Box::new(OracleSjf)).is_ok());
+fn a_host_that_follows_the_book_runs_the_batches_of_the_scheduler_under_ltr() {
+    let (seats, policy) = (4, Ltr { threshold_steps: 9, quantum_steps: 3 });
+    let (mut book, mut scheduler) = (book(policy, seats), scheduler(policy, seats));
+    let mut seed = 11u64;
+    let mut random = |below: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % below
+    };
+    let mut left = std::collections::BTreeMap::new();
+    let mut generated = std::collections::BTreeMap::new();
+    for step in 0..1500u64 {
+        let now_s = step as f64 * 0.01;
+        if step < 1000 && random(5) == 0 {
+            let tokens = 1 + random(40) as u32;
+            let guess = Score::new(tokens as f32 * (0.2 + random(20) as f32 / 10.0), 0.3).unwrap();
+            left.insert(step, tokens);
+            book.submit(at(now_s), Request::new(step, at(now_s), 10, 4000), Some(guess)).unwrap();
+            scheduler.submit(at(now_s), Request::new(step, at(now_s), 10, 4000), Some(guess)).unwrap();
+        }
+        let mut batch: Vec<u64> = scheduler.plan(at(now_s)).batch.iter().map(|slice| slice.id.0).collect();
+        batch.sort_unstable();
+        assert_eq!(follow(&mut book, seats as usize, now_s), batch, "step {step}");
+        for id in batch {
+            scheduler.observe(at(now_s), Event::Token(RequestId(id)));
+            let tokens = generated.entry(id).or_insert(0);
+            *tokens += 1;
+            book.generated(RequestId(id), *tokens);
+            if *tokens == left[&id] {
+                book.ended(at(now_s), RequestId(id), *tokens, End::Stopped);
+                scheduler.observe(at(now_s), Event::Finished(RequestId(id)));
+            }
+        }
+    }
+    assert!(book.promotions() > 20, "{} promotions: the test shows too little", book.promotions());
+    assert_eq!(book.promotions(), scheduler.counters().promotions);
+    assert!(scheduler.counters().preemptions > 50 && book.entries.is_empty());
+}
+
+#[test]
+fn a_promoted_request_ranks_ahead_of_all_and_tells_the_host() {
+    let mut book = book(Ltr { threshold_steps: 3, quantum_steps: 2 }, 1);
+    submit(&mut book, 0, 0.0, Some(900.0));
+    (1..9).for_each(|id| submit(&mut book, id, 0.0, Some(5.0)));
+    for step in 0..3 {
+        assert_eq!(follow(&mut book, 1, 0.1 * f64::from(step)), [1]);
+    }
+    let promoted = book.changed(at(0.4));
+    assert!(promoted.iter().any(|&(id, rank)| id == RequestId(0) && rank.band == 0), "{promoted:?}");
+    assert_eq!(promoted.len(), 8, "all who waited are promoted at the same step");
+    assert_eq!(book.victims(at(0.4), 0), [RequestId(1)], "the running one was not promoted");
+}
+
+#[test]
+fn policies_are_refused_where_the_host_cannot_serve_them() {
+    let stepped = |policy| OrderBook::stepped_by(policy, 1, COSTS, 200.0, MonitorSettings::default());
+    let plain = |policy| OrderBook::new(policy, 1, COSTS, 200.0, MonitorSettings::default());
+    let timed: [Box<dyn Policy>; 3] =
+        [Box::<Mlfq>::default(), Box::<Hrrn>::default(), Box::<Boost>::default()];
+    for policy in timed {
+        let name = policy.name();
+        assert_eq!(stepped(policy).unwrap_err(), UnsuitedPolicy(name));
+    }
+    assert_eq!(plain(Box::<Ltr>::default()).unwrap_err(), UnsuitedPolicy("ltr"));
+    assert!(stepped(Box::<Ltr>::default()).is_ok());
+    assert!(plain(Box::new(Fcfs)).is_ok() && plain(Box::new(OracleSjf)).is_ok());
 }
 
 #[test]

@@ -1,11 +1,16 @@
 //! The plug-in without Python: what vLLM's scheduler reports, and what it is told.
 
-use outrank_core::{End, Key, OrderBook, Request, RequestId, StepSample, Timestamp, Trust, UnsuitedPolicy};
+use outrank_core::{End, OrderBook, Rank, Request, RequestId, StepSample, Timestamp, Trust, UnsuitedPolicy};
 use serde::Serialize;
 use thiserror::Error;
 
 use crate::settings::{Settings, SettingsError};
 use crate::worker::{Job, Said, Worker};
+
+/// Units of priority in one unit of a policy's key.
+const KEY_UNITS: f64 = 1e6;
+/// What a promotion takes off a priority: more than any key.
+const PROMOTED: i64 = 1 << 60;
 
 /// The plug-in cannot start.
 #[derive(Debug, Error)]
@@ -54,8 +59,12 @@ pub struct Status {
     pub concordance: Option<f64>,
     /// Whether scores order the queue.
     pub trusted: bool,
+    /// Requests that ended with their answer.
+    pub finished: u64,
     /// Times that a seat changed hands by advice.
     pub seat_preemptions: u64,
+    /// Promotions by starvation prevention.
+    pub promotions: u64,
     /// Expected seconds until all who wait have been served.
     pub backlog_s: f64,
     /// Measured seconds of a step without prefill.
@@ -69,8 +78,6 @@ pub struct Status {
 pub struct Host {
     book: OrderBook,
     worker: Worker,
-    /// Units of priority in one unit of the policy's key.
-    scale: f64,
     scored: u64,
     learned: (u64, Option<f64>),
     seat_preemptions: u64,
@@ -83,10 +90,10 @@ impl Host {
     /// [`HostError`] says what is wrong with the settings.
     pub fn new(settings: &Settings, seats: u32) -> Result<Self, HostError> {
         let policy = settings.policy()?;
-        let reads_scores = matches!(settings.policy.as_str(), "outrank" | "sjf");
+        let reads_scores = matches!(settings.policy.as_str(), "outrank" | "ltr" | "sjf");
         let ranker = if reads_scores { settings.load_ranker()? } else { None };
         Ok(Self {
-            book: OrderBook::new(
+            book: OrderBook::stepped_by(
                 policy,
                 seats,
                 settings.service(),
@@ -94,7 +101,6 @@ impl Host {
                 settings.monitor,
             )?,
             worker: Worker::start(ranker, settings.learn && reads_scores)?,
-            scale: 1e6,
             scored: 0,
             learned: (0, None),
             seat_preemptions: 0,
@@ -111,7 +117,7 @@ impl Host {
             ..Request::new(arrival.number, now, arrival.prompt_tokens.max(1), arrival.max_tokens.max(1))
         };
         let key = self.book.submit(now, request, None)?;
-        Some(self.priority(key))
+        Some((key.value() * KEY_UNITS) as i64)
     }
 
     /// Hands over the prompt of a request to be scored on the worker's thread.
@@ -133,7 +139,7 @@ impl Host {
             }
         }
         let changed = self.book.changed(now);
-        changed.into_iter().map(|(id, key)| (id.0, self.priority(key))).collect()
+        changed.into_iter().map(|(id, rank)| (id.0, priority(rank))).collect()
     }
 
     /// Requests that should lose their seat now; none while `free_seats` are free.
@@ -151,14 +157,23 @@ impl Host {
     /// Requests lost their seat. Returns their (number, priority) in the queue.
     pub fn paused(&mut self, now_s: f64, numbers: &[u64]) -> Vec<(u64, i64)> {
         let now = Timestamp::from_secs_f64(now_s);
-        let paused = |&number: &u64| Some((number, self.book.paused(now, RequestId(number))?));
-        let keys: Vec<(u64, Key)> = numbers.iter().filter_map(paused).collect();
-        keys.into_iter().map(|(number, key)| (number, self.priority(key))).collect()
+        let paused = |&number: &u64| Some((number, priority(self.book.paused(now, RequestId(number))?)));
+        numbers.iter().filter_map(paused).collect()
     }
 
     /// Output tokens so far of running requests.
     pub fn generated(&mut self, tokens: &[(u64, u32)]) {
         tokens.iter().for_each(|&(number, tokens)| self.book.generated(RequestId(number), tokens));
+    }
+
+    /// Whether [`Host::generated`] has to be called before every step, and not only now and then.
+    pub fn follows_every_token(&self) -> bool {
+        self.book.follows_every_token()
+    }
+
+    /// The host ran a step.
+    pub fn stepped(&mut self) {
+        self.book.stepped();
     }
 
     /// A step with so many prefill tokens and decodes took so many seconds.
@@ -185,17 +200,20 @@ impl Host {
             learned_tau_b: self.learned.1,
             concordance: self.book.monitor().concordance().map(|(ratio, _)| ratio),
             trusted: self.book.trust() == Trust::Trusted,
+            finished: self.book.finished(),
             seat_preemptions: self.seat_preemptions,
+            promotions: self.book.promotions(),
             backlog_s: self.book.backlog_s(),
             decode_s: service.decode_s,
             prefill_s: service.prefill_s,
         }
     }
+}
 
-    /// vLLM's priority, lower first: the key in microseconds, or millionths of a token.
-    fn priority(&self, key: Key) -> i64 {
-        (key.value() * self.scale) as i64
-    }
+/// vLLM's priority, lower first: the key in microseconds, or millionths of a token; promoted requests ahead of all.
+fn priority(rank: Rank) -> i64 {
+    let key = (rank.key.value() * KEY_UNITS) as i64;
+    if rank.band == 0 { key.saturating_sub(PROMOTED) } else { key }
 }
 
 #[cfg(test)]

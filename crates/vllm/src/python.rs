@@ -78,6 +78,16 @@ impl Core {
         self.host().generated(&tokens);
     }
 
+    /// Whether `generated` has to be called before every step.
+    fn follows_every_token(&self) -> bool {
+        self.host().follows_every_token()
+    }
+
+    /// The engine ran a step.
+    fn stepped(&self) {
+        self.host().stepped();
+    }
+
     /// A step took so many seconds.
     fn step_took(&self, took_s: f64, prefill_tokens: u32, decodes: u32) {
         self.host().step_took(took_s, prefill_tokens, decodes);

@@ -9,7 +9,7 @@ import sys
 import time
 
 
-def engine(model, seats, blocks, settings):
+def engine(model, seats, blocks, settings, **more):
     """vLLM's scheduler for `model` with the plug-in, `blocks` KV blocks of 16 tokens and `seats` seats."""
     import torch
     from vllm.engine.arg_utils import EngineArgs
@@ -21,7 +21,7 @@ def engine(model, seats, blocks, settings):
     config = EngineArgs(
         model=model, skip_tokenizer_init=True, load_format="dummy", dtype="float32", max_model_len=1024, max_num_seqs=seats,
         max_num_batched_tokens=1024, enable_prefix_caching=False, enforce_eager=True, async_scheduling=False, block_size=16,
-        additional_config={"outrank": settings}, scheduler_cls="outrank_vllm.make",
+        additional_config={"outrank": settings}, scheduler_cls="outrank_vllm.make", **more,
     ).create_engine_config()  # fmt: skip
     config.cache_config.num_gpu_blocks = blocks
     spec = FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=1, dtype=torch.float32)
@@ -106,7 +106,7 @@ def churn(model, count):
 
 def order(model):
     """With one seat, waiting requests start in the order of their length; the first to come holds the seat."""
-    scheduler = engine(model, 1, 400, {"policy": "oracle-sjf"})
+    scheduler = engine(model, 1, 400, {"policy": "oracle"})
     sizes = [50, 200, 3, 90, 20]
     lengths = {f"r{i}": size for i, size in enumerate(sizes)}
     for i, size in enumerate(sizes):
@@ -170,6 +170,103 @@ def seats(model):
     print(f"seats: the long request lost its seat {preempted.count('long')} time(s), then ended; {scheduler._core.status()}")
 
 
+class Timed:
+    """Notes how long each call of a class's method takes, until stopped."""
+
+    def __init__(self, cls, name):
+        self.cls, self.name, self.method, self.took = cls, name, getattr(cls, name), []
+
+        def call(*args, **kwargs):
+            start = time.perf_counter()
+            try:
+                return self.method(*args, **kwargs)
+            finally:
+                self.took.append(time.perf_counter() - start)
+
+        setattr(cls, name, call)
+
+    def stop(self):
+        setattr(self.cls, self.name, self.method)
+        return self.took
+
+
+def published(model):
+    """`ltr` takes seats at once, and promotes who has missed its threshold of steps for a quantum of steps."""
+    settings = {"policy": "ltr", "learn": False, "ltr": {"threshold_steps": 12, "quantum_steps": 4}}
+    scheduler = engine(model, 1, 400, settings)
+    scheduler.add_request(request("long", 10, 400, text="Write a story of 3000 words about the sea."))
+    lengths, ran = {"long": 30}, []
+    time.sleep(0.2)
+    for at in range(200):
+        if at == 3 or (at > 3 and at % 4 == 0 and at < 80):  # a stream of short ones that fills the seat
+            lengths[f"s{at}"] = 5
+            scheduler.add_request(request(f"s{at}", 10, 400, text="Answer yes or no: is 7 prime?"))
+            time.sleep(0.05)
+        if not scheduler.has_requests():
+            break
+        ran += step(scheduler, lengths)[1].num_scheduled_tokens
+    turns = "".join("L" if name == "long" else "s" for name in ran)
+    assert turns.startswith("LLLsss"), turns
+    promoted = [len(turn) for turn in turns[3:].split("s") if turn]
+    assert promoted and promoted[0] == 4, f"a promotion lasts {promoted}: {turns}"
+    misses = len(turns[3:].split("L")[0])
+    assert misses == 12, f"promoted after {misses} steps: {turns}"
+    status = json.loads(scheduler._core.status())
+    print(f"published: {turns}; {status['promotions']} promotions, {status['seat_preemptions']} seats taken")
+
+
+def broken(model):
+    """A vLLM that lacks what the plug-in touches gets its own scheduler; a hook that fails leaves vLLM serving by arrival."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    from outrank_vllm import contract
+
+    contract.METHODS["no_such_method"] = []
+    assert type(engine(model, 1, 400, {})) is Scheduler
+    del contract.METHODS["no_such_method"]
+    for hook in ("submit", "changed", "victims", "started", "stepped", "step_took", "ended", "generated"):
+        scheduler = engine(model, 2, 400, {"policy": "sjf"})
+        lengths = {f"r{i}": 20 for i in range(12)}
+        for name in list(lengths)[:6]:
+            scheduler.add_request(request(name, 10, 400, text="Why?"))
+        for _ in range(3):
+            step(scheduler, lengths)
+
+        class Failing:
+            def __init__(self, core):
+                self.core = core
+
+            def __getattr__(self, name):
+                if name == hook:
+                    raise RuntimeError(f"{hook} fails for the test")
+                return getattr(self.core, name)
+
+        scheduler._core, ended = Failing(scheduler._core), []
+        for name in list(lengths)[6:]:
+            scheduler.add_request(request(name, 10, 400, text="Why?"))
+        while scheduler.has_requests():
+            ended += step(scheduler, lengths)[0]
+        assert scheduler._off and sorted(ended) == sorted(lengths), (hook, ended)
+        if hook in ("submit", "changed"):
+            assert sorted(ended[:2]) == ["r0", "r1"] and ended[-1] in ("r10", "r11"), (hook, ended)
+    print("broken: a missing method gives vLLM's own scheduler; after a failing hook all 12 end")
+
+
+def refused(model):
+    """What is not supported is refused at start-up, in words."""
+    cases = [({"polcy": "ltr"}, {}, "polcy"), ({"policy": "mlfq"}, {}, "allowed here"), ({"ranker": "/no/such"}, {}, "/no/such")]
+    cases.append(({}, {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}}, "KV transfer"))
+    cases.append(({}, {"pipeline_parallel_size": 2}, "pipeline"))
+    for settings, more, word in cases:
+        try:
+            engine(model, 1, 400, settings, **more)
+        except ValueError as error:
+            assert word in str(error), error
+        else:
+            raise AssertionError(f"{settings} {more} was accepted")
+    print(f"refused: {len(cases)} unsupported settings, each named in the message")
+
+
 def cost(model):
     """Time that the plug-in adds to a call of schedule() with so many waiting, 256 seats, in steady decode with scores in."""
     for waiting in (100, 1000, 10000):
@@ -183,13 +280,11 @@ def cost(model):
             time.sleep(0.01)
         for _ in range(3):
             step(scheduler, lengths)
-        times = []
-        type(scheduler)._time = lambda self, own, below: times.append((own, below))
-        scheduler._log = sys.stderr
+        below, whole = Timed(type(scheduler).__mro__[1], "schedule"), Timed(type(scheduler), "schedule")
         for _ in range(300):
             step(scheduler, lengths)
-        scheduler._log = None
-        ours, stock = ([1e6 * t[i] for t in times] for i in (0, 1))
+        stock = [1e6 * took for took in below.stop()]
+        ours = [1e6 * took - inner for took, inner in zip(whole.stop(), stock)]
         q = lambda v, p: sorted(v)[int(p * (len(v) - 1))]
         print(f"cost: {waiting} waiting: plug-in median {q(ours, .5):.0f} us, p99 {q(ours, .99):.0f} us; vLLM's own schedule() median {q(stock, .5):.0f} us")
 
@@ -197,6 +292,9 @@ def cost(model):
 if __name__ == "__main__":
     model, count = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 10000
     order(model)
+    refused(model)
+    broken(model)
+    published(model)
     seats(model)
     bound(model)
     churn(model, count)

@@ -35,9 +35,10 @@ def make(**arguments):
     from outrank_vllm._core import Core
     from outrank_vllm.scheduler import ordered
 
-    core = Core(json.dumps(settings), config.scheduler_config.max_num_seqs)
+    limits = config.scheduler_config
+    core = Core(json.dumps(settings), getattr(limits, "max_num_active_seqs", None) or limits.max_num_seqs)
     config.scheduler_config.policy = "priority"
-    return ordered(stock)(core, settings, **arguments)
+    return ordered(stock)(core, **arguments)
 
 
 def refuse_unsupported(config):

@@ -14,7 +14,7 @@ METHODS = {
 #: Attributes that Scheduler.__init__ sets.
 ATTRIBUTES = ["waiting", "running", "requests", "max_num_running_reqs"]
 #: Waiting requests outside `waiting`, by version; those that exist are ordered too.
-SIDE_QUEUES = ["skipped_waiting", "kv_holding_waiting", "deferred_waiting"]
+SIDE_QUEUES = ["skipped_waiting", "kv_holding_waiting"]
 #: Attributes that Request.__init__ sets, and properties.
 REQUEST = ["request_id", "priority", "arrival_time", "prompt_token_ids", "num_prompt_tokens", "num_output_tokens",
            "max_tokens", "status", "sampling_params"]  # fmt: skip
