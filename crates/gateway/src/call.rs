@@ -4,9 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use outrank_http::ApiError;
-use outrank_ranker::trace::{CONTEXT_END, Message, flatten_messages};
+use outrank_ranker::trace::{CONTEXT_END, Message, RequestFacts, flatten_messages};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value as Json};
 
 /// Bytes of text that a token stands for, where no tokenizer is at hand.
 const BYTES_PER_TOKEN: usize = 4;
@@ -17,8 +18,10 @@ const UNLIMITED_TOKENS: u32 = 1 << 20;
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) model: String,
-    /// The text that the ranker reads; `None` for prompts of token numbers.
+    /// The prompt as text; `None` for prompts of token numbers.
     pub(crate) text: Option<Arc<str>>,
+    /// What the ranker reads beside it.
+    facts: RequestFacts,
     pub(crate) prompt_tokens: u32,
     pub(crate) max_tokens: u32,
     /// The recorded length of the answer, in benchmarks.
@@ -47,6 +50,12 @@ struct Body {
     n: Option<f64>,
     ignore_eos: Option<bool>,
     user: Option<String>,
+    // What only the ranker reads, and nobody refuses.
+    response_format: Option<Json>,
+    tools: Option<Json>,
+    stop: Option<Json>,
+    temperature: Option<Json>,
+    reasoning_effort: Option<Json>,
     outrank: Option<Extension>,
     #[serde(default, deserialize_with = "is_there")]
     priority: bool,
@@ -106,17 +115,44 @@ impl Call {
         let limit = count("max_completion_tokens", body.max_completion_tokens)?;
         let limit = limit.or(count("max_tokens", body.max_tokens)?);
         let n = count("n", body.n)?;
+        let ends_by_itself = !body.ignore_eos.unwrap_or(false);
+        let said = [
+            ("response_format", body.response_format),
+            ("tools", body.tools),
+            ("stop", body.stop),
+            ("temperature", body.temperature),
+            ("reasoning_effort", body.reasoning_effort),
+        ];
+        let said: Map<String, Json> =
+            said.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
+        let facts = RequestFacts {
+            // A limit that the answer is meant to reach says nothing of answers.
+            max_tokens: limit.filter(|_| ends_by_itself),
+            n: n.filter(|&n| n > 1),
+            ..RequestFacts::of(&said)
+        };
         Ok(Self {
             model,
+            facts,
             prompt_tokens: u32::try_from(bytes / BYTES_PER_TOKEN).unwrap_or(u32::MAX).max(1),
             text: text.map(Arc::from),
             max_tokens: limit.unwrap_or(UNLIMITED_TOKENS).clamp(1, UNLIMITED_TOKENS),
             true_tokens: body.outrank.and_then(|extension| extension.true_output_tokens),
             outputs: prompts.saturating_mul(n.unwrap_or(1).max(1)),
-            ends_by_itself: !body.ignore_eos.unwrap_or(false),
+            ends_by_itself,
             user: body.user,
             has_priority: body.priority,
         })
+    }
+
+    /// What the ranker scores and learns from: the prompt, with what the request says beside it and who asks.
+    pub(crate) fn ranked_text(&self, tenant: Option<&str>) -> Option<Arc<str>> {
+        let text = self.text.as_ref()?;
+        if tenant.is_none() && self.facts == RequestFacts::default() {
+            return Some(Arc::clone(text));
+        }
+        let facts = RequestFacts { tenant: tenant.map(str::to_owned), ..self.facts.clone() };
+        Some(facts.before(text).into())
     }
 }
 
@@ -264,6 +300,18 @@ mod tests {
 
     fn chat(body: &str) -> Call {
         Call::read(body.as_bytes(), true).unwrap()
+    }
+
+    #[test]
+    fn the_ranker_reads_what_a_request_says_beside_its_prompt_unless_it_is_a_recorded_length() {
+        let plain = chat(r#"{"model":"m","messages":[{"role":"user","content":"Hi"}],"tools":"odd"}"#);
+        assert_eq!(plain.ranked_text(None), plain.text);
+        let body = r#"{"model":"m","messages":[{"role":"user","content":"Hi"}],"max_tokens":256,"tools":[{}],
+            "response_format":{"type":"json_object"}}"#;
+        let said = chat(body).ranked_text(Some("a")).unwrap();
+        assert_eq!(&*said, "\u{1d}limit:16 format:json_object tools:2 tenant:a\u{1f}Hi");
+        let recorded = body.replacen("{", r#"{"ignore_eos":true,"#, 1);
+        assert!(!chat(&recorded).ranked_text(None).unwrap().contains("limit"));
     }
 
     #[test]

@@ -26,6 +26,8 @@ use crate::upstream::{Lease, Upstream};
 #[derive(Debug)]
 pub(crate) struct Facts {
     pub(crate) text: Option<Arc<str>>,
+    /// The same, with what the ranker reads beside it.
+    pub(crate) ranked: Option<Arc<str>>,
     pub(crate) prompt_tokens: u32,
     /// Whether the length of the answer says something about the model.
     pub(crate) outputs: u32,
@@ -206,7 +208,7 @@ impl Flight {
             if let (Some(score), false) = (score, cut) {
                 metrics.note_prediction(score.median_tokens().into(), tokens.into());
             }
-            if let (Some(text), true) = (&self.facts.text, self.facts.ends_by_itself) {
+            if let (Some(text), true) = (&self.facts.ranked, self.facts.ends_by_itself) {
                 self.app.scorer().tell(Answer { text: Arc::clone(text), tokens, censored: cut });
             }
         }

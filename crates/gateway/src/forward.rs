@@ -38,6 +38,8 @@ const SESSION: HeaderName = HeaderName::from_static("x-session-id");
 /// What a client asks for, read and checked.
 struct Order {
     call: Call,
+    /// What the ranker reads; `None` for prompts of token numbers.
+    ranked: Option<Arc<str>>,
     body: Bytes,
     uri: Uri,
     headers: HeaderMap,
@@ -106,13 +108,14 @@ async fn read(
     let mut headers = request.headers().clone();
     let body = read_json_body(request, config.max_body_bytes).await?;
     let call = Call::read(&body, chat)?;
+    let ranked = call.ranked_text(tenant.map(|tenant| &*tenant.name));
     headers::forwardable(&mut headers, tenant.is_some());
     trace_context::advance(&mut headers);
     if let Ok(name) = HeaderValue::try_from(request_id) {
         headers.insert(REQUEST_ID, name);
     }
     let deadline = arrival + timeout;
-    Ok(Order { call, body, uri, headers, class, deadline, timeout_s: timeout.as_secs_f64(), config })
+    Ok(Order { call, ranked, body, uri, headers, class, deadline, timeout_s: timeout.as_secs_f64(), config })
 }
 
 fn class_of(headers: &HeaderMap, tenant: Option<&Tenant>) -> Result<Class, ApiError> {
@@ -142,7 +145,7 @@ async fn score_in_time(app: &App, order: &Order) -> Option<Score> {
     if !app.desk.stamps() || !scorer.scores() {
         return None;
     }
-    let text = order.call.text.as_deref().map(str::to_owned);
+    let text = order.ranked.as_deref().map(str::to_owned);
     scorer.ask(|| text).by(Instant::now() + order.config.score_deadline).await
 }
 
@@ -190,7 +193,7 @@ fn submit(
     let waits = matches!(admitted, Admitted::Waits(_));
     if score.is_none()
         && (waits || scorer.is_idle())
-        && let Some(text) = &call.text
+        && let Some(text) = &order.ranked
     {
         let (desk, id, known) = (Arc::clone(&app.desk), place.id(), Arc::downgrade(record.record()));
         scorer.ask_then(Arc::clone(text), move |score| {
@@ -202,6 +205,7 @@ fn submit(
     }
     let facts = flight::Facts {
         text: call.text.clone(),
+        ranked: order.ranked.clone(),
         prompt_tokens: call.prompt_tokens,
         outputs: call.outputs,
         ends_by_itself: call.ends_by_itself,
