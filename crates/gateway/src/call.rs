@@ -6,7 +6,7 @@ use std::sync::Arc;
 use outrank_http::ApiError;
 use outrank_ranker::trace::{CONTEXT_END, Message, RequestFacts, flatten_messages};
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde_json::{Map, Value as Json};
 
 /// Bytes of text that a token stands for, where no tokenizer is at hand.
@@ -279,6 +279,14 @@ impl<'de> Deserialize<'de> for Prompts {
                 Ok(Prompts { tokens: 1, ..Prompts::default() })
             }
 
+            /// In JSON, 7.0 is a whole number too.
+            fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<Prompts, E> {
+                if number >= 0.0 && number.fract() == 0.0 {
+                    return self.visit_u64(number as u64);
+                }
+                Err(E::invalid_type(Unexpected::Float(number), &self))
+            }
+
             fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Prompts, A::Error> {
                 let mut all = Prompts::default();
                 while let Some(item) = items.next_element::<Prompts>()? {
@@ -342,6 +350,7 @@ mod tests {
         assert_eq!(read(r#"["Hi","Hello"]"#), (Some("Hello".into()), 2));
         assert_eq!(read("[1,2,3]"), (None, 1));
         assert_eq!(read("[[1,2],[3,4]]"), (None, 2));
+        assert_eq!(read("[[1.0,2.0],[3,4.0]]"), (None, 2), "7.0 is a whole number in JSON");
     }
 
     #[test]
