@@ -8,9 +8,6 @@ use super::fields::{Fields, wrong_type};
 use super::{Wire, inert};
 use outrank_http::ApiError;
 
-/// The temperature of requests that name none.
-const DEFAULT_TEMPERATURE: f32 = 1.0;
-
 /// Stop strings of one request, at most, as in the OpenAI API.
 const MAX_STOP_STRINGS: usize = 4;
 
@@ -70,12 +67,12 @@ impl Call {
     /// What the ranker reads beside the prompt. A limit that the answer is meant to reach says nothing of answers.
     pub(crate) fn facts(&self, tenant: Option<&str>) -> RequestFacts {
         let sampling = &self.sampling;
+        let unsaid = SamplingParams::default().temperature;
         RequestFacts {
             max_tokens: self.max_tokens.filter(|_| !sampling.ignore_eos),
             n: (self.n > 1).then_some(self.n),
             stops: !sampling.stop.is_empty(),
-            temperature: (sampling.temperature != DEFAULT_TEMPERATURE)
-                .then(|| f64::from(sampling.temperature)),
+            temperature: (sampling.temperature != unsaid).then(|| f64::from(sampling.temperature)),
             tenant: tenant.map(str::to_owned),
             ..RequestFacts::default()
         }
