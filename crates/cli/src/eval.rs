@@ -145,8 +145,17 @@ fn curve_table(curves: &[Curve]) -> String {
 }
 
 fn table(reports: &[EvalReport], mean_tau_b: Option<f64>) -> String {
-    let mut table =
-        Table::new(["file", "requests", "tau-b", "pairs", "calib. error", "within 80 %", "us/prompt", "us p50", "us p99"]);
+    let mut table = Table::new([
+        "file",
+        "requests",
+        "tau-b",
+        "pairs",
+        "calib. error",
+        "within 80 %",
+        "us/prompt",
+        "us p50",
+        "us p99",
+    ]);
     let three = |value: Option<f64>| value.map_or_else(|| maybe(None), |value| format!("{value:.3}"));
     for report in reports {
         table.row([

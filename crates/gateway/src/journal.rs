@@ -272,7 +272,10 @@ mod tests {
         let mut without = line(42);
         without.extract(&mut Scratch::new());
         let json = serde_json::to_value(&without).unwrap();
-        assert!(["features", "n", "ignore_eos", "scored"].iter().all(|key| json.get(key).is_none()), "{json}");
+        assert!(
+            ["features", "n", "ignore_eos", "scored"].iter().all(|key| json.get(key).is_none()),
+            "{json}"
+        );
     }
 
     #[test]

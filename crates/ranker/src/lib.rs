@@ -17,9 +17,9 @@ pub mod trace;
 pub mod train;
 
 pub use evaluate::{EvalReport, evaluate};
+pub use features::PackedError;
 pub use file::{RankerBytesError, RankerFileError};
 pub use ranker::{Card, HeldOut, Ranker, SourceCard};
 pub use tau::{kendall_tau_b, pairwise_accuracy};
 pub use trace::{TraceError, TraceRecord, read_trace, write_trace};
-pub use features::PackedError;
 pub use train::{Example, Objective, Progress, TraceFile, TrainConfig, TrainError, TrainReport, train};

@@ -53,10 +53,12 @@ pub(super) fn judge(rows: &[Row], against: String, rankers: [&Ranker; 2], profil
     let profile = profile.with_seats(seats)?;
     let (jobs, arrivals) = load(rows, &profile)?;
     let [old_tau, new_tau] = rankers.map(|ranker| tau_b(rows, ranker));
-    let (old_tau, finished) = old_tau.context("the newest answers all have the same length: there is no order to judge by")?;
+    let (old_tau, finished) =
+        old_tau.context("the newest answers all have the same length: there is no order to judge by")?;
     // Where the one is defined, so is the other, unless a ranker predicts the same for all.
     let tau_b = [old_tau, new_tau.map_or(0.0, |(tau_b, _)| tau_b)];
-    let s_per_token = [s_per_token(rows, rankers[0], &jobs, &profile)?, s_per_token(rows, rankers[1], &jobs, &profile)?];
+    let s_per_token =
+        [s_per_token(rows, rankers[0], &jobs, &profile)?, s_per_token(rows, rankers[1], &jobs, &profile)?];
     let mut why = Vec::new();
     if tau_b[1] <= tau_b[0] {
         why.push("it does not order better");

@@ -285,8 +285,15 @@ mod tests {
         .unwrap();
         let learned: Vec<_> = rows.iter().map(|row| (row.example.tokens, row.example.censored)).collect();
         assert_eq!(learned, [(5, false), (6, true), (7, true)]);
-        let expected =
-            Lines { read: 7, finished: 1, censored: 2, failed: 1, not_one_answer: 2, without_features: 1, ..Lines::default() };
+        let expected = Lines {
+            read: 7,
+            finished: 1,
+            censored: 2,
+            failed: 1,
+            not_one_answer: 2,
+            without_features: 1,
+            ..Lines::default()
+        };
         assert_eq!(lines, expected);
     }
 
@@ -342,10 +349,17 @@ mod tests {
             model: model.into(),
             example: Arc::new(Example::new(&mut Scratch::new(), "x", tokens, censored)),
         };
-        let rows =
-            [row("a", 10, false), row("a", 5, true), row("a", 20, true), row("b", 900, true), row("c", 3, false), row("c", 5, true)];
+        let rows = [
+            row("a", 10, false),
+            row("a", 5, true),
+            row("a", 20, true),
+            row("b", 900, true),
+            row("c", 3, false),
+            row("c", 5, true),
+        ];
         let found = groups(&rows);
-        let found: Vec<Vec<u32>> = found.iter().map(|group| group.iter().map(|it| it.tokens).collect()).collect();
+        let found: Vec<Vec<u32>> =
+            found.iter().map(|group| group.iter().map(|it| it.tokens).collect()).collect();
         assert_eq!(found, [vec![10, 20], vec![3, 5]]);
     }
 }

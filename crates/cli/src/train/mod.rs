@@ -161,9 +161,7 @@ impl TrainArgs {
         for (flag, count) in lists {
             if count != 0 && count != self.traces.len() {
                 let traces = plural(self.traces.len(), "trace");
-                return Err(usage(format!(
-                    "{flag} is given {count} times for {traces}: give one each"
-                )));
+                return Err(usage(format!("{flag} is given {count} times for {traces}: give one each")));
             }
         }
         if let Some(weight) = self.trace_weight.iter().find(|weight| !(weight.is_finite() && **weight > 0.0))
@@ -173,9 +171,12 @@ impl TrainArgs {
         let mut files = Vec::new();
         for (index, path) in self.traces.iter().enumerate() {
             let records = files::trace(path)?;
-            if records.iter().any(|record| record.extra.contains_key("features") && record.text().is_empty()) {
+            if records.iter().any(|record| record.extra.contains_key("features") && record.text().is_empty())
+            {
                 let path = path.display();
-                return Err(usage(format!("{path} is a journal without prompts: give it with --from-journal")));
+                return Err(usage(format!(
+                    "{path} is a journal without prompts: give it with --from-journal"
+                )));
             }
             let mut file = TraceFile::new(files::name(path), records);
             file.licence = self.trace_licence.get(index).cloned();

@@ -122,7 +122,13 @@ async fn every_answer_is_a_line_of_the_journal_and_prompts_only_where_wanted() {
     for prompts in [false, true] {
         let (mock, dir) = (Mock::start().await, tempfile::tempdir().unwrap());
         let path = dir.path().join("journal.jsonl");
-        let journal = JournalConfig { path: path.clone(), max_file_bytes: 1 << 20, max_files: 2, prompts, features: !prompts };
+        let journal = JournalConfig {
+            path: path.clone(),
+            max_file_bytes: 1 << 20,
+            max_files: 2,
+            prompts,
+            features: !prompts,
+        };
         let gateway = start(GatewayConfig { journal: Some(journal), ..config(&[&mock], 2) }, oracle()).await;
         for nth in 0..4 {
             assert!(gateway.spawn("my secret 77", &format!("{nth}")).await.unwrap().is_complete(3));
@@ -138,7 +144,8 @@ async fn every_answer_is_a_line_of_the_journal_and_prompts_only_where_wanted() {
             (&3.into(), &"completed".into(), &"default".into())
         );
         assert!(line["e2e_s"].as_f64().unwrap() > 0.0 && line["arrival_s"].as_f64().unwrap() > 1.7e9);
-        let features = line.get("features").map(|it| Example::unpack(it.as_str().unwrap(), 3, false).unwrap());
+        let features =
+            line.get("features").map(|it| Example::unpack(it.as_str().unwrap(), 3, false).unwrap());
         let scored = Example::new(&mut Scratch::new(), "my secret 77", 3, false);
         assert_eq!(features, (!prompts).then_some(scored));
     }
@@ -162,9 +169,7 @@ async fn a_client_that_leaves_within_its_answer_is_a_line_that_says_how_far_it_c
         body.next().await.unwrap().unwrap();
     }
     drop(body);
-    gateway
-        .until("it is written", async || gateway.metric("outrank_journal_lines_total").await == 1.0)
-        .await;
+    gateway.until("it is written", async || gateway.metric("outrank_journal_lines_total").await == 1.0).await;
     let line: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
     assert_eq!((&line["outcome"], &line["truncated"]), (&"cancelled".into(), &false.into()));
     assert!((2..1000).contains(&line["output_tokens"].as_u64().unwrap()), "{line}");
@@ -174,8 +179,13 @@ async fn a_client_that_leaves_within_its_answer_is_a_line_that_says_how_far_it_c
 #[tokio::test]
 async fn a_full_disk_costs_the_journal_its_lines_and_nobody_an_answer() {
     let mock = Mock::start().await;
-    let journal =
-        JournalConfig { path: "/dev/full".into(), max_file_bytes: 1 << 30, max_files: 1, prompts: false, features: true };
+    let journal = JournalConfig {
+        path: "/dev/full".into(),
+        max_file_bytes: 1 << 30,
+        max_files: 1,
+        prompts: false,
+        features: true,
+    };
     let gateway = start(GatewayConfig { journal: Some(journal), ..config(&[&mock], 2) }, None).await;
     for nth in 0..5 {
         assert!(gateway.spawn("Hi", &format!("{nth}")).await.unwrap().is_complete(3));

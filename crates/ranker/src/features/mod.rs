@@ -14,8 +14,8 @@ mod scan;
 mod surface;
 
 use entries::Entries;
-pub(crate) use packed::{pack, sort, unpack};
 pub use packed::{MAX_PACKED_BYTES, PackedError, VERSION};
+pub(crate) use packed::{pack, sort, unpack};
 use scan::{Counts, Kind, Word};
 pub use surface::SURFACE;
 

@@ -146,7 +146,8 @@ const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwx
 fn to_base64(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
-        let word = chunk.iter().fold(0u32, |word, &byte| word << 8 | u32::from(byte)) << (8 * (3 - chunk.len()));
+        let word =
+            chunk.iter().fold(0u32, |word, &byte| word << 8 | u32::from(byte)) << (8 * (3 - chunk.len()));
         for place in 0..=chunk.len() {
             text.push(char::from(ALPHABET[(word >> (18 - 6 * place)) as usize & 63]));
         }
@@ -222,7 +223,10 @@ mod tests {
 
     #[test]
     fn base64_is_that_of_the_standard() {
-        assert_eq!(["f", "fo", "foo", "foob"].map(|it| to_base64(it.as_bytes())), ["Zg", "Zm8", "Zm9v", "Zm9vYg"]);
+        assert_eq!(
+            ["f", "fo", "foo", "foob"].map(|it| to_base64(it.as_bytes())),
+            ["Zg", "Zm8", "Zm9v", "Zm9vYg"]
+        );
         assert_eq!([from_base64("Z"), from_base64("Zh"), from_base64("Zm9=")], [None, None, None]);
     }
 
