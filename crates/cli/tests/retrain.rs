@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 /// A line of a gateway's journal about a request of the given kind, which only this traffic knows. `turned` turns the order round.
 fn line(index: usize, turned: bool, outcome: &str) -> Value {
-    let long = (index * 7) % 3 == 0;
+    let long = (index * 7).is_multiple_of(3);
     let text = format!("Item {index}: {} it, please.", ["glorp", "zindle"][usize::from(long)]);
     let tokens = 20 + 300 * u32::from(long != turned) + (index as u32 * 13) % 17;
     let packed = Example::new(&mut Scratch::new(), &text, tokens, false).pack().unwrap();

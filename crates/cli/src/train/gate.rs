@@ -8,7 +8,7 @@ use outrank_ranker::{Ranker, kendall_tau_b};
 use outrank_sim::{Job, Metrics, Profile, Scoring, Simulation};
 use serde::Serialize;
 
-use super::journal::Row;
+use super::rows::Row;
 use crate::arrivals::{Window, replayed};
 use crate::output::{number, plural};
 use crate::simulate::run::capacity_per_s;
@@ -141,7 +141,7 @@ fn load(rows: &[Row], profile: &Profile) -> Result<(Vec<(usize, Job)>, &'static 
     let jobs: Vec<(usize, Job)> = replayed.iter().map(|arrival| job(arrival.record, arrival.at_s)).collect();
     let fcfs = Box::new(policies::Fcfs);
     let simulation = Simulation::new(profile, fcfs, Scoring::default(), MonitorSettings::default())?;
-    let totals = simulation.run(bare(&jobs).into_iter(), |_| {})?;
+    let totals = simulation.run(bare(&jobs), |_| {})?;
     if totals.saturated_s < MIN_QUEUEING * totals.busy_s {
         return Ok((burst, "burst"));
     }

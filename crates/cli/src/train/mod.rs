@@ -2,6 +2,7 @@
 
 mod gate;
 mod journal;
+mod rows;
 
 use std::path::{Path, PathBuf};
 

@@ -32,7 +32,7 @@ pub enum PackedError {
         /// The version there.
         found: u32,
     },
-    /// Not what [`pack`] writes.
+    /// Not what [`crate::Example::pack`] writes.
     #[error("damaged features: {0}")]
     Damaged(&'static str),
 }
