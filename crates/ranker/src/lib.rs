@@ -7,6 +7,7 @@
 
 pub mod adapt;
 pub mod calibration;
+pub mod encoder;
 pub mod evaluate;
 pub mod features;
 pub mod file;

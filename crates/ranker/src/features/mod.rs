@@ -19,13 +19,18 @@ pub(crate) use packed::{pack, sort, unpack};
 use scan::{Counts, Kind, Word};
 pub use surface::SURFACE;
 
+use crate::encoder::{self, Encoder, OUTPUTS};
 use crate::trace::{CONTEXT_END, split_facts};
 
 /// Hashed buckets: 2^18.
 pub const BUCKETS: usize = 1 << BUCKET_BITS;
 
-/// Features in all: the hashed buckets, the surface facts, and the surface facts of prompts that offer choices.
-pub const DIMENSIONS: usize = BUCKETS + 2 * SURFACE;
+/// Features in all: the hashed buckets, the surface facts, the surface facts of prompts that offer choices, and what the
+/// encoder says.
+pub const DIMENSIONS: usize = ENCODED + OUTPUTS;
+
+/// The first of what the encoder says.
+const ENCODED: usize = BUCKETS + 2 * SURFACE;
 
 /// Bytes read from the start of the request; what lies between head and tail is not read.
 pub const MAX_HEAD_BYTES: usize = 6 << 10;
@@ -46,6 +51,10 @@ const SENTENCES_NORM: f32 = 0.7;
 const CONTEXT_NORM: f32 = 0.5;
 const REQUEST_NORM: f32 = 1.0;
 
+/// How much the encoder's guess counts beside the hashed groups, and each of its other directions.
+const GUESS_SCALE: f32 = 1.0;
+const DIRECTION_SCALE: f32 = 0.3;
+
 /// Feature groups: the same word in two groups falls in two buckets.
 mod group {
     pub(super) const CHARS: u64 = 4;
@@ -65,6 +74,7 @@ mod group {
 pub struct Scratch {
     words: Vec<Word>,
     entries: Entries,
+    encoder: encoder::Scratch,
 }
 
 impl Scratch {
@@ -102,6 +112,7 @@ impl Scratch {
         }
         self.add_context(context);
         self.add_request(said);
+        self.add_encoded(request);
         &self.entries.list
     }
 
@@ -148,6 +159,15 @@ impl Scratch {
     fn add_request(&mut self, facts: &str) {
         facts.split_ascii_whitespace().for_each(|fact| self.entries.add(group::REQUEST, hash::word(fact)));
         self.entries.end_group(REQUEST_NORM);
+    }
+
+    /// What the encoder makes of the request.
+    fn add_encoded(&mut self, request: &str) {
+        let values = Encoder::shipped().encode(request, &mut self.encoder);
+        let scaled = values.iter().enumerate().map(|(place, value)| {
+            ((ENCODED + place) as u32, value * if place == 0 { GUESS_SCALE } else { DIRECTION_SCALE })
+        });
+        self.entries.list.extend(scaled);
     }
 
     /// The earlier turns of a chat, as words of their own kind.
