@@ -11,11 +11,9 @@ use futures_util::stream::{BoxStream, SelectAll};
 use outrank_engine::{FinishReason, Output, Timings, Token, TokenLogprobs};
 
 use crate::app::App;
-use crate::metrics::Outcome;
 use crate::records::{End, OpenRecord};
 use crate::wire::{LogprobEntry, TokenLogprob, UsageBody};
-use outrank_http::Answer;
-use outrank_http::ApiError;
+use outrank_http::{Answer, ApiError, Outcome};
 
 /// Something that an output of a request produced.
 #[derive(Clone, PartialEq, Debug)]
@@ -61,7 +59,7 @@ impl Flight {
         texts: Vec<Option<Arc<str>>>,
         prompt_tokens: u64,
     ) -> Self {
-        app.metrics.prompt_tokens.inc_by(prompt_tokens);
+        app.metrics.requests.prompt_tokens.inc_by(prompt_tokens);
         let indexed = |(index, outputs): (usize, BoxStream<'static, Output>)| {
             outputs.map(move |output| (index, output)).boxed()
         };
@@ -141,10 +139,10 @@ impl Flight {
         let metrics = &self.app.metrics;
         let progress = &mut self.choices[index];
         match progress.last_token_at.replace(now) {
-            None => metrics.ttft.observe((now - self.arrival).as_secs_f64()),
-            Some(last) => metrics.itl.observe((now - last).as_secs_f64()),
+            None => metrics.requests.ttft.observe((now - self.arrival).as_secs_f64()),
+            Some(last) => metrics.requests.itl.observe((now - last).as_secs_f64()),
         }
-        metrics.generation_tokens.inc();
+        metrics.requests.generation_tokens.inc();
         self.usage = UsageBody::new(self.usage.prompt_tokens, self.usage.completion_tokens + 1);
         self.record.record().update(index, |choice| choice.output_tokens += 1);
         let logprobs = logprobs?;
@@ -159,15 +157,15 @@ impl Flight {
     fn finish(&mut self, index: usize, reason: FinishReason, timings: Timings) {
         self.open_choices -= 1;
         let metrics = &self.app.metrics;
-        metrics.queue_wait.observe(timings.queue_s);
+        metrics.requests.queue_wait.observe(timings.queue_s);
         if self.open_choices == 0 {
-            metrics.e2e.observe(self.arrival.elapsed().as_secs_f64());
+            metrics.requests.e2e.observe(self.arrival.elapsed().as_secs_f64());
         }
         let mut tokens = 0;
         self.record.record().update(index, |choice| {
             tokens = choice.output_tokens;
             choice.end = Some(End::Finished(reason, timings));
-            metrics.eta_error.observe((choice.eta_finish_s - timings.e2e_s).abs());
+            metrics.trust.note_end(choice.eta_finish_s, timings.e2e_s);
         });
         if let Some(text) = self.texts[index].take() {
             self.app.scorer.tell(Answer { text, tokens, censored: reason == FinishReason::Length });
@@ -189,7 +187,7 @@ impl Drop for Flight {
             (false, 0) => Outcome::Completed,
             (false, _) => Outcome::Cancelled,
         };
-        self.app.metrics.count_request(outcome);
+        self.app.metrics.requests.count_request(outcome);
     }
 }
 
