@@ -32,6 +32,8 @@ pub(crate) struct Facts {
     pub(crate) outputs: u32,
     /// Whether the length of the answer says something about the model.
     pub(crate) ends_by_itself: bool,
+    /// Whether its length can be held against its prediction: it may end by itself, or repeats a recorded length.
+    pub(crate) length_counts: bool,
     pub(crate) arrival: Instant,
 }
 
@@ -205,7 +207,9 @@ impl Flight {
         let score = known.score;
         drop(known);
         if says_something {
-            metrics.trust.note_answer(score, tokens, cut);
+            if self.facts.length_counts {
+                metrics.trust.note_answer(score, tokens, cut);
+            }
             let served = Served {
                 arrival: self.facts.arrival,
                 service_s: at_upstream_s,

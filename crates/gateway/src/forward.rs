@@ -210,6 +210,7 @@ fn submit(
         limit_tokens: if call.ends_by_itself { call.max_tokens } else { u32::MAX },
         outputs: call.outputs,
         ends_by_itself: call.ends_by_itself,
+        length_counts: call.ends_by_itself || call.true_tokens.is_some(),
         arrival,
     };
     Ok((Flight::new(Arc::clone(app), place, record, facts, counted), admitted, placement))

@@ -10,6 +10,7 @@ use outrank_core::{
 };
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Requests that are replayed together, at most.
@@ -35,7 +36,7 @@ pub struct Served {
 }
 
 /// A policy that is compared with order of arrival, on a host with so many seats.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Replay {
     /// Name of the policy.
     pub policy: String,

@@ -13,7 +13,7 @@ use outrank_engine::{FinishReason, Output, Timings, Token, TokenLogprobs};
 use crate::app::App;
 use crate::records::{End, OpenRecord};
 use crate::wire::{LogprobEntry, TokenLogprob, UsageBody};
-use outrank_http::{Answer, ApiError, Outcome};
+use outrank_http::{Answer, ApiError, Outcome, Served};
 
 /// Something that an output of a request produced.
 #[derive(Clone, PartialEq, Debug)]
@@ -33,12 +33,26 @@ pub(crate) struct Flight {
     /// When the request reached the server.
     arrival: Instant,
     choices: Vec<Progress>,
-    /// The prompt of each output as it was scored, where its length is worth learning from.
-    texts: Vec<Option<Arc<str>>>,
+    /// What was asked for, by output.
+    asked: Vec<Asked>,
     usage: UsageBody,
     /// Outputs that have not ended.
     open_choices: usize,
     failed: bool,
+}
+
+/// What was asked for in an output.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    /// The prompt as it was scored, where the length of the answer is worth learning from.
+    pub(crate) text: Option<Arc<str>>,
+    pub(crate) prompt_tokens: u32,
+    /// Output limit in tokens, as far as predictions may know it.
+    pub(crate) limit_tokens: u32,
+    /// Whether the answer may end before its limit.
+    pub(crate) ends_by_itself: bool,
+    /// Whether its length can be held against its prediction: it may end by itself, or repeats a recorded length.
+    pub(crate) length_counts: bool,
 }
 
 /// How far an output is.
@@ -56,7 +70,7 @@ impl Flight {
         record: OpenRecord,
         arrival: Instant,
         outputs: Vec<BoxStream<'static, Output>>,
-        texts: Vec<Option<Arc<str>>>,
+        asked: Vec<Asked>,
         prompt_tokens: u64,
     ) -> Self {
         app.metrics.requests.prompt_tokens.inc_by(prompt_tokens);
@@ -69,7 +83,7 @@ impl Flight {
             outputs: outputs.into_iter().enumerate().map(indexed).collect(),
             usage: UsageBody::new(prompt_tokens, 0),
             failed: false,
-            texts,
+            asked,
             app,
             record,
             arrival,
@@ -161,14 +175,31 @@ impl Flight {
         if self.open_choices == 0 {
             metrics.requests.e2e.observe(self.arrival.elapsed().as_secs_f64());
         }
-        let mut tokens = 0;
+        let (mut tokens, mut score) = (0, None);
         self.record.record().update(index, |choice| {
-            tokens = choice.output_tokens;
+            (tokens, score) = (choice.output_tokens, choice.score);
             choice.end = Some(End::Finished(reason, timings));
             metrics.trust.note_end(choice.eta_finish_s, timings.e2e_s);
         });
-        if let Some(text) = self.texts[index].take() {
-            self.app.scorer.tell(Answer { text, tokens, censored: reason == FinishReason::Length });
+        let asked = &mut self.asked[index];
+        let capped = reason == FinishReason::Length && asked.ends_by_itself;
+        if asked.length_counts {
+            metrics.trust.note_answer(score, tokens, capped);
+        }
+        if let Some(replay) = &self.app.config.replay {
+            let served = Served {
+                arrival: self.arrival,
+                service_s: (timings.e2e_s - timings.queue_s).max(0.0),
+                prompt_tokens: asked.prompt_tokens,
+                limit_tokens: asked.limit_tokens,
+                output_tokens: tokens,
+                capped,
+                score,
+            };
+            metrics.shadow.note(served, || replay.clone());
+        }
+        if let Some(text) = asked.text.take() {
+            self.app.scorer.tell(Answer { text, tokens, censored: capped });
         }
     }
 

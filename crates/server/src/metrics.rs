@@ -5,13 +5,13 @@
 
 use std::sync::atomic::Ordering;
 
-use outrank_core::Counters;
+use outrank_core::{Counters, Trust};
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use outrank_http::{RequestMetrics, ScorerMetrics, TrustMetrics};
+use outrank_http::{RequestMetrics, ScorerMetrics, Shadow, TrustMetrics};
 
 /// The metrics.
 #[derive(Debug, Default)]
@@ -21,6 +21,8 @@ pub(crate) struct Metrics {
     pub(crate) requests: RequestMetrics,
     /// How far predictions are to be trusted.
     pub(crate) trust: TrustMetrics,
+    /// What the policy saves.
+    pub(crate) shadow: Shadow,
     /// What scoring takes, and what the predictor has learned.
     pub(crate) scorer: ScorerMetrics,
     scheduler: SchedulerMetrics,
@@ -39,10 +41,13 @@ struct SchedulerMetrics {
 }
 
 impl Metrics {
-    /// Metrics at zero.
-    pub(crate) fn new() -> Self {
+    /// Metrics at zero; `replays` says whether savings are counted.
+    pub(crate) fn new(replays: bool) -> Self {
         let mut metrics = Self { registry: Registry::with_prefix("outrank"), ..Self::default() };
         metrics.register();
+        if replays {
+            metrics.shadow.register(&mut metrics.registry);
+        }
         metrics
     }
 
@@ -65,7 +70,8 @@ impl Metrics {
     }
 
     /// All metrics as OpenMetrics text.
-    pub(crate) fn render(&self, counters: &Counters) -> Result<String, std::fmt::Error> {
+    pub(crate) fn render(&self, counters: &Counters, trust: Trust) -> Result<String, std::fmt::Error> {
+        self.trust.refresh(trust);
         self.scheduler.refresh(counters);
         let mut rendered = String::new();
         text::encode(&mut rendered, &self.registry)?;
