@@ -21,7 +21,7 @@ const BATCH_REQUESTS: usize = 512;
 pub struct Served {
     /// When it reached the host.
     pub arrival: Instant,
-    /// From its seat to its end, in seconds.
+    /// From its seat to its end, in seconds, as measured.
     pub service_s: f64,
     /// Length of its prompt in tokens.
     pub prompt_tokens: u32,
@@ -73,24 +73,50 @@ impl Replay {
     }
 
     /// Seconds of waiting that the policy saves on these requests against order of arrival; below 0 if it costs some. Both
-    /// orders are given the same arrivals and the service times that were measured.
+    /// orders are given the same arrivals, and service times on the line through the measured ones ([`Costs`]).
     ///
     /// # Errors
     /// As [`Self::book`].
     pub fn saved_s(&self, mut served: Vec<Served>) -> Result<f64, ReplayError> {
         served.sort_by_key(|it| it.arrival);
-        let service = service_of(&served);
+        let costs = Costs::of(&served);
+        served.iter_mut().for_each(|it| it.service_s = costs.service_s(it.output_tokens));
+        // Deadlines must not all fall together where nothing took any time.
+        let service = ServiceModel { decode_s: costs.token_s.max(1e-6), prefill_s: 0.0 };
         let arrival_s = waited_s(self.book("fcfs", service)?, &served, self.seats);
         Ok(arrival_s - waited_s(self.book(&self.policy, service)?, &served, self.seats))
     }
 }
 
-/// What an output token cost these requests, prompts included.
-fn service_of(served: &[Served]) -> ServiceModel {
-    let sum = |of: fn(&Served) -> f64| served.iter().map(of).sum::<f64>();
-    let tokens = sum(|it| f64::from(it.output_tokens)).max(1.0);
-    // Deadlines must not all fall together where nothing took any time.
-    ServiceModel { decode_s: (sum(|it| it.service_s) / tokens).max(1e-6), prefill_s: 0.0 }
+/// What answers cost: the least-squares line of service time over length.
+///
+/// Not what each one took itself: a host that was slow for a while, for whatever reason, was slow for those who ran then, and a
+/// replay that kept their times would hold the slowness against whoever it puts first.
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Costs {
+    /// Seconds of any answer.
+    base_s: f64,
+    /// Seconds of a token on top of it.
+    token_s: f64,
+}
+
+impl Costs {
+    fn of(served: &[Served]) -> Self {
+        let mean =
+            |of: &dyn Fn(&Served) -> f64| served.iter().map(of).sum::<f64>() / served.len().max(1) as f64;
+        let tokens = |it: &Served| f64::from(it.output_tokens);
+        let (mean_tokens, mean_s) = (mean(&tokens), mean(&|it| it.service_s));
+        let variance = mean(&|it| (tokens(it) - mean_tokens).powi(2));
+        let covariance = mean(&|it| (tokens(it) - mean_tokens) * (it.service_s - mean_s));
+        let token_s = if variance > 0.0 { covariance / variance } else { f64::INFINITY };
+        // Neither an answer nor a token can take less than no time; where all are of one length, tokens take it all.
+        let token_s = token_s.min(mean_s / mean_tokens.max(1.0)).max(0.0);
+        Self { base_s: (mean_s - token_s * mean_tokens).max(0.0), token_s }
+    }
+
+    fn service_s(self, tokens: u32) -> f64 {
+        self.base_s + self.token_s * f64::from(tokens)
+    }
 }
 
 /// Seconds that all wait together.
@@ -239,6 +265,36 @@ mod tests {
         assert!((saved - 3.0).abs() < 1e-6, "{saved}");
         let alone = replay("sjf", 3).saved_s(burst(&[10.0, 4.0, 1.0], true));
         assert_eq!(alone, Ok(0.0), "nobody waits");
+    }
+
+    #[test]
+    fn a_host_that_was_slow_for_a_while_does_not_blame_the_order() {
+        // By arrival, every other one is short; the second half ran when everything took ten times as long.
+        let mut served = burst(&[8.0, 1.0].repeat(20), true);
+        let fair = replay("sjf", 1).saved_s(served.clone()).unwrap();
+        served[20..].iter_mut().for_each(|it| it.service_s *= 10.0);
+        let saved = replay("sjf", 1).saved_s(served).unwrap();
+        // All took 5.5 times as long on average, in either order.
+        assert!((saved / (5.5 * fair) - 1.0).abs() < 0.01, "{saved} against {fair}");
+    }
+
+    #[test]
+    fn costs_are_the_line_through_what_was_measured_and_never_below_nothing() {
+        let costs = |measured: &[(u32, f64)]| {
+            let one = burst(&[1.0], false)[0];
+            let served: Vec<Served> = measured
+                .iter()
+                .map(|&(output_tokens, service_s)| Served { output_tokens, service_s, ..one })
+                .collect();
+            let Costs { base_s, token_s } = Costs::of(&served);
+            ((base_s * 1e6).round() / 1e6, (token_s * 1e6).round() / 1e6)
+        };
+        assert_eq!(costs(&[(10, 1.2), (20, 1.4), (110, 3.2)]), (1.0, 0.02));
+        assert_eq!(costs(&[(10, 1.0), (10, 3.0)]), (0.0, 0.2), "all of one length");
+        assert_eq!(costs(&[(10, 3.0), (30, 1.0)]), (2.0, 0.0), "longer ones were faster");
+        assert_eq!(costs(&[(10, 0.1), (20, 1.1)]), (0.0, 0.04), "the shortest would take less than nothing");
+        assert_eq!(costs(&[(0, 0.0)]), (0.0, 0.0));
+        assert_eq!(costs(&[]), (0.0, 0.0));
     }
 
     #[test]
