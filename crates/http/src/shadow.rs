@@ -73,50 +73,46 @@ impl Replay {
     }
 
     /// Seconds of waiting that the policy saves on these requests against order of arrival; below 0 if it costs some. Both
-    /// orders are given the same arrivals, and service times on the line through the measured ones ([`Costs`]).
+    /// orders are given the same arrivals, and service times at the costs per token that fit the measured ones.
     ///
     /// # Errors
     /// As [`Self::book`].
     pub fn saved_s(&self, mut served: Vec<Served>) -> Result<f64, ReplayError> {
         served.sort_by_key(|it| it.arrival);
-        let costs = Costs::of(&served);
-        served.iter_mut().for_each(|it| it.service_s = costs.service_s(it.output_tokens));
-        // Deadlines must not all fall together where nothing took any time.
-        let service = ServiceModel { decode_s: costs.token_s.max(1e-6), prefill_s: 0.0 };
+        let service = costs_of(&served);
+        served
+            .iter_mut()
+            .for_each(|it| it.service_s = service.service_s(it.prompt_tokens, it.output_tokens.into()));
         let arrival_s = waited_s(self.book("fcfs", service)?, &served, self.seats);
         Ok(arrival_s - waited_s(self.book(&self.policy, service)?, &served, self.seats))
     }
 }
 
-/// What answers cost: the least-squares line of service time over length.
+/// What a token of prompt and of output costs: the least squares of the service times over the two lengths.
 ///
-/// Not what each one took itself: a host that was slow for a while, for whatever reason, was slow for those who ran then, and a
+/// Not what each request took itself: a host that was slow for a while, for whatever reason, was slow for those who ran then, and a
 /// replay that kept their times would hold the slowness against whoever it puts first.
-#[derive(Clone, Copy, PartialEq, Debug)]
-struct Costs {
-    /// Seconds of any answer.
-    base_s: f64,
-    /// Seconds of a token on top of it.
-    token_s: f64,
-}
-
-impl Costs {
-    fn of(served: &[Served]) -> Self {
-        let mean =
-            |of: &dyn Fn(&Served) -> f64| served.iter().map(of).sum::<f64>() / served.len().max(1) as f64;
-        let tokens = |it: &Served| f64::from(it.output_tokens);
-        let (mean_tokens, mean_s) = (mean(&tokens), mean(&|it| it.service_s));
-        let variance = mean(&|it| (tokens(it) - mean_tokens).powi(2));
-        let covariance = mean(&|it| (tokens(it) - mean_tokens) * (it.service_s - mean_s));
-        let token_s = if variance > 0.0 { covariance / variance } else { f64::INFINITY };
-        // Neither an answer nor a token can take less than no time; where all are of one length, tokens take it all.
-        let token_s = token_s.min(mean_s / mean_tokens.max(1.0)).max(0.0);
-        Self { base_s: (mean_s - token_s * mean_tokens).max(0.0), token_s }
+fn costs_of(served: &[Served]) -> ServiceModel {
+    /// Deadlines must not all fall together where nothing took any time.
+    const LEAST_S: f64 = 1e-9;
+    let sum = |of: &dyn Fn(f64, f64, f64) -> f64| -> f64 {
+        served.iter().map(|it| of(it.prompt_tokens.into(), it.output_tokens.into(), it.service_s)).sum()
+    };
+    let (pp, po, oo) = (sum(&|p, _, _| p * p), sum(&|p, o, _| p * o), sum(&|_, o, _| o * o));
+    let (ps, os) = (sum(&|p, _, s| p * s), sum(&|_, o, s| o * s));
+    let determinant = pp * oo - po * po;
+    let (mut prefill_s, mut decode_s) =
+        ((ps * oo - os * po) / determinant, (os * pp - ps * po) / determinant);
+    // Lengths that go together cannot be told apart, and no token takes less than no time: then the other explains all.
+    let told_apart = determinant > 1e-9 * pp * oo;
+    if oo > 0.0 && (!told_apart || prefill_s < 0.0) {
+        (prefill_s, decode_s) = (0.0, os / oo);
+    } else if pp > 0.0 && (!told_apart || decode_s < 0.0) {
+        (prefill_s, decode_s) = (ps / pp, 0.0);
+    } else if !told_apart {
+        (prefill_s, decode_s) = (0.0, 0.0);
     }
-
-    fn service_s(self, tokens: u32) -> f64 {
-        self.base_s + self.token_s * f64::from(tokens)
-    }
+    ServiceModel { decode_s: decode_s.max(LEAST_S), prefill_s }
 }
 
 /// Seconds that all wait together.
@@ -279,21 +275,32 @@ mod tests {
     }
 
     #[test]
-    fn costs_are_the_line_through_what_was_measured_and_never_below_nothing() {
-        let costs = |measured: &[(u32, f64)]| {
+    fn costs_are_those_that_fit_what_was_measured_and_never_below_nothing() {
+        // Milliseconds of a prompt token and an output token, from prompts, outputs and seconds.
+        let costs = |measured: &[(u32, u32, f64)]| {
             let one = burst(&[1.0], false)[0];
             let served: Vec<Served> = measured
                 .iter()
-                .map(|&(output_tokens, service_s)| Served { output_tokens, service_s, ..one })
+                .map(|&(prompt_tokens, output_tokens, service_s)| Served {
+                    prompt_tokens,
+                    output_tokens,
+                    service_s,
+                    ..one
+                })
                 .collect();
-            let Costs { base_s, token_s } = Costs::of(&served);
-            ((base_s * 1e6).round() / 1e6, (token_s * 1e6).round() / 1e6)
+            let service = costs_of(&served);
+            ((service.prefill_s * 1e6).round() / 1e3, (service.decode_s * 1e6).round() / 1e3)
         };
-        assert_eq!(costs(&[(10, 1.2), (20, 1.4), (110, 3.2)]), (1.0, 0.02));
-        assert_eq!(costs(&[(10, 1.0), (10, 3.0)]), (0.0, 0.2), "all of one length");
-        assert_eq!(costs(&[(10, 3.0), (30, 1.0)]), (2.0, 0.0), "longer ones were faster");
-        assert_eq!(costs(&[(10, 0.1), (20, 1.1)]), (0.0, 0.04), "the shortest would take less than nothing");
-        assert_eq!(costs(&[(0, 0.0)]), (0.0, 0.0));
+        assert_eq!(costs(&[(100, 10, 0.3), (1000, 10, 1.2), (100, 100, 2.1)]), (1.0, 20.0));
+        assert_eq!(costs(&[(10, 10, 1.0), (20, 20, 2.0)]), (0.0, 100.0), "they cannot be told apart");
+        assert_eq!(
+            costs(&[(200, 10, 0.1), (10, 20, 0.4)]),
+            (0.0, 18.0),
+            "long prompts cost less than nothing"
+        );
+        assert_eq!(costs(&[(10, 100, 0.1), (20, 50, 0.4)]), (18.0, 0.0), "long answers do");
+        assert_eq!(costs(&[(10, 0, 1.0)]), (100.0, 0.0), "no output at all");
+        assert_eq!(costs(&[(0, 0, 0.0)]), (0.0, 0.0));
         assert_eq!(costs(&[]), (0.0, 0.0));
     }
 
