@@ -88,7 +88,7 @@ impl TrustMetrics {
         );
         to.register(
             "trust_state",
-            "1 while the monitor trusts the scores, 0 while they are no better than chance and requests go by arrival",
+            "1 while the monitor trusts the scores, 0 while they are no better than chance and policies that fall back go by arrival",
             self.trusted.clone(),
         );
         to.register("eta_error_seconds", "Between expected and true end, either way", self.eta_error.clone());
