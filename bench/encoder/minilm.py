@@ -1,10 +1,11 @@
 """MiniLM-L6 fine-tuned with ListMLE (the recipe of "Efficient LLM Scheduling by Learning to Rank", with a smaller encoder),
 beside which docs/ranker.md puts our ranker. Reads what prepare.py wrote; needs torch and a GPU.
 
-usage: python3 minilm.py PREPARED_DIR OUT.json
+usage: python3 minilm.py PREPARED_DIR OUT.json [TRACE | without:FAMILY]...     (nothing named: everything)
 
 For every trace: trained on its learned prompts (at most 10,000), Kendall tau-b on the held-out ones. For every family left out:
-trained on the other families (at most 3,000 prompts each), tau-b on the held-out prompts of the one left out.
+trained on the other families (at most 3,000 prompts each) and on the project's own prompts with estimated lengths, where they
+were prepared; tau-b on the held-out prompts of the one left out.
 Settings are fixed beforehand: lists of 32 prompts of one model, four lists a step, AdamW (5e-5, head 1e-3, weight decay
 0.01), prompts cut to their first and last 96 tokens, mean pooling, one linear head, 5 epochs (15 below 2,000 prompts).
 """
@@ -29,6 +30,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def family(name):
     if name.startswith("gpteacher"):
         return "gpteacher"
+    if name.startswith("own/"):
+        return name
     stem = name.split("-")[0]
     return {"halueval": "alpaca"}.get(stem, stem)
 
@@ -141,40 +144,38 @@ def tau_b(x, y):
     return float(both / np.sqrt(a * b))
 
 
-def main(folder, out, limit_s):
+def without(bench, left, limit=3000):
+    """What a model that never saw the family `left` is trained on: one group a trace."""
+    names = [name for name in sorted(bench.sets) if family(name) not in (left, "mixed")]
+    siblings = {name: sum(family(other) == family(name) for other in names) for name in names}
+    return [bench.split(name)[0][: None if name.startswith("own/") else limit // siblings[name]] for name in names]
+
+
+def main(folder, out, *wanted):
     began = time.monotonic()
     bench, result = Bench(folder), {"own": {}, "left_out": {}, "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"}
-    names = sorted(bench.sets)
-    epochs = int(os.environ.get("EPOCHS", 0))
+    traces = [name for name in sorted(bench.sets) if not name.startswith("own/")]
+    wanted = wanted or ["without:flask", "without:mmlupro", "without:instructionwild", *traces]
 
     def save():
         result["seconds"] = time.monotonic() - began
         json.dump(result, open(out, "w"), indent=1)
 
-    for left in ("flask", "mmlupro", "instructionwild"):
-        groups = []
-        for name in names:
-            if family(name) in (left, "mixed"):
-                continue
-            siblings = sum(family(other) == family(name) for other in names)
-            groups.append(bench.split(name)[0][:3000 // siblings])
-        model = bench.train(groups, epochs or 3)
-        for name in names:
-            if family(name) == left:
-                result["left_out"][name] = bench.tau(model, bench.split(name)[1])
-        print(f"{time.monotonic() - began:.0f} s without {left}", {k: round(v, 3) for k, v in result["left_out"].items() if family(k) == left}, flush=True)
-        save()
-    for name in names:
-        if time.monotonic() - began > limit_s:
-            print("out of time before", name)
-            break
-        learned, held = bench.split(name)
-        start = time.monotonic()
-        model = bench.train([learned], epochs or (5 if len(learned) >= 2000 else 15))
-        result["own"][name] = {"tau_b": bench.tau(model, held), "train_s": time.monotonic() - start, "prompts": len(learned)}
-        print(f"{time.monotonic() - began:.0f} s {name} {result['own'][name]['tau_b']:.3f}", flush=True)
+    for name in wanted:
+        if name.startswith("without:"):
+            left = name.removeprefix("without:")
+            model = bench.train(without(bench, left), 3)
+            found = {name: bench.tau(model, bench.split(name)[1]) for name in traces if family(name) == left}
+            result["left_out"].update(found)
+            print(f"{time.monotonic() - began:.0f} s without {left}", {k: round(v, 3) for k, v in found.items()}, flush=True)
+        else:
+            learned, held = bench.split(name)
+            start = time.monotonic()
+            model = bench.train([learned], 5 if len(learned) >= 2000 else 15)
+            result["own"][name] = {"tau_b": bench.tau(model, held), "train_s": time.monotonic() - start, "prompts": len(learned)}
+            print(f"{time.monotonic() - began:.0f} s {name} {result['own'][name]['tau_b']:.3f}", flush=True)
         save()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], float(os.environ.get("LIMIT_S", "1e9")))
+    main(*sys.argv[1:])

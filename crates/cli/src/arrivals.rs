@@ -206,7 +206,7 @@ pub(crate) fn recorded_s(record: &TraceRecord) -> Result<f64> {
 }
 
 /// Recorded times in order, from the first on, stretched to the asked rate and cut to the window.
-fn replayed(times: &[f64], window: &Window) -> Vec<Arrival> {
+pub(crate) fn replayed(times: &[f64], window: &Window) -> Vec<Arrival> {
     let mut order: Vec<usize> = (0..times.len()).collect();
     order.sort_by(|&a, &b| times[a].total_cmp(&times[b]));
     let (Some(&first), Some(&last)) = (order.first(), order.last()) else { return Vec::new() };

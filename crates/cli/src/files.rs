@@ -9,6 +9,7 @@ use outrank_ranker::trace::{Lengths, TraceReader, check_writable, read_trace};
 use outrank_ranker::{Ranker, TraceError, TraceRecord};
 
 use crate::error::usage;
+use crate::output::{note, plural};
 
 /// Name of a trace in reports: the file's own, without its folders.
 pub(crate) fn name(path: &Path) -> String {
@@ -57,6 +58,35 @@ pub(crate) fn placed<'a>(path: &'a Path, lengths: Lengths<'_>) -> Result<Vec<(Pl
         return Err(TraceError::Empty { path: path.to_owned() }.into());
     }
     Ok(records)
+}
+
+/// Hands over the lines of a gateway's journal. A line that cannot be read, as a full disk or a gateway under way leaves it, is
+/// skipped and said; more than one and a hundredth of all are too many. Returns how many were.
+pub(crate) fn journal<'a>(
+    path: &'a Path,
+    mut each: impl FnMut(Place<'a>, TraceRecord) -> Result<()>,
+) -> Result<usize> {
+    /// One line in so many may be torn, beside the last.
+    const LINES_PER_TORN: u64 = 100;
+    let mut reader = TraceReader::open(path, Lengths::Required)?;
+    let (mut torn, mut first) = (0, None);
+    while let Some(record) = reader.next() {
+        match record {
+            Ok(record) => each(Place { path, line: reader.line() }, record)?,
+            Err(error @ TraceError::Line { .. }) => {
+                torn += 1;
+                first.get_or_insert(error);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if let Some(error) = first {
+        if torn as u64 > 1 + reader.line() / LINES_PER_TORN {
+            return Err(anyhow::Error::new(error).context(format!("{} cannot be read", plural(torn, "line"))));
+        }
+        note(&format!("skipped {}: {error}", plural(torn, "line")));
+    }
+    Ok(torn)
 }
 
 /// Refuses an output that cannot be written, before the work that leads to it. What is there is not touched.

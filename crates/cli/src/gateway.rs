@@ -273,6 +273,7 @@ fn set_files(config: &mut GatewayConfig, gateway: &GatewaySettings) -> Result<()
         if gateway.journal_mib.is_some()
             || gateway.journal_files.is_some()
             || gateway.journal_prompts.is_some()
+            || gateway.journal_features.is_some()
         {
             return Err(usage("settings of the journal mean nothing without --journal FILE"));
         }
@@ -283,6 +284,7 @@ fn set_files(config: &mut GatewayConfig, gateway: &GatewaySettings) -> Result<()
         max_file_bytes: gateway.journal_mib.unwrap_or(DEFAULT_JOURNAL_MIB).saturating_mul(1 << 20),
         max_files: gateway.journal_files.unwrap_or(DEFAULT_JOURNAL_FILES),
         prompts: gateway.journal_prompts.unwrap_or(false),
+        features: gateway.journal_features.unwrap_or(true),
     });
     Ok(())
 }

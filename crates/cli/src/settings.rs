@@ -170,7 +170,8 @@ settings! {
         /// Private key of the certificate, PEM
         #[arg(long, env = "OUTRANK_TLS_KEY", value_name = "FILE", help_heading = "Gateway")]
         tls_key: PathBuf,
-        /// Write a line for each answered request, a trace that `outrank simulate --from-journal` replays
+        /// Write a line for each answered request, a trace that `outrank simulate --from-journal` replays and `outrank train
+        /// --from-journal` learns from
         #[arg(long, env = "OUTRANK_JOURNAL", value_name = "FILE", help_heading = "Gateway")]
         journal: PathBuf,
         /// Size at which a new journal is begun, in MiB [default: 64]
@@ -179,10 +180,15 @@ settings! {
         /// Journal files kept [default: 4]
         #[arg(long, env = "OUTRANK_JOURNAL_FILES", value_name = "N", help_heading = "Gateway")]
         journal_files: u32,
-        /// Write prompts into the journal too, to train on
+        /// Write prompts into the journal too
         #[arg(long, env = "OUTRANK_JOURNAL_PROMPTS", value_name = "BOOL", num_args = 0..=1, require_equals = true,
               default_missing_value = "true", help_heading = "Gateway")]
         journal_prompts: bool,
+        /// Write hashed features of the prompts into the journal, which `outrank train --from-journal` learns from. Words can be
+        /// guessed from them with a dictionary: they are not anonymous [default: true]
+        #[arg(long, env = "OUTRANK_JOURNAL_FEATURES", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+              default_missing_value = "true", help_heading = "Gateway")]
+        journal_features: bool,
     }
 }
 

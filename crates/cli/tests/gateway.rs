@@ -131,6 +131,24 @@ fn it_serves_reloads_its_keys_on_hangup_and_leaves_when_told_and_logs_neither_pr
 }
 
 #[test]
+fn the_journal_keeps_features_unless_told_not_to() {
+    let upstream = FakeServer::start(FakeState::default());
+    for (features, said) in [("", true), ("journal_features = false\n", false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = format!("[gateway]\nupstream = [\"{}\"]\n{features}", upstream.url);
+        file(dir.path(), "outrank.toml", &settings);
+        let gateway = Gateway::start(dir.path(), &["--journal", "j.jsonl"]);
+        assert_eq!(ask(&gateway.url, "none", "say it twice").0, 200);
+        assert_eq!(gateway.stop().0, Some(0));
+        let journal = std::fs::read_to_string(dir.path().join("j.jsonl")).unwrap();
+        assert!(
+            journal.contains("\"output_tokens\":") && journal.contains("\"features\":\"2:") == said,
+            "{journal}"
+        );
+    }
+}
+
+#[test]
 fn check_says_whether_settings_are_good_and_upstreams_answer() {
     let (dir, upstream) = (tempfile::tempdir().unwrap(), FakeServer::start(FakeState::default()));
     let report = json(dir.path(), &["check", "--upstream", &upstream.url]);
@@ -162,6 +180,7 @@ fn settings_that_make_no_sense_are_wrong_usage_and_named() {
         (&[&upstream[..], &["--window", "0"]].concat(), "--window"),
         (&[&upstream[..], &["--tls-cert", "c.pem"]].concat(), "--tls-key"),
         (&[&upstream[..], &["--journal-mib", "3"]].concat(), "--journal"),
+        (&[&upstream[..], &["--journal-features=false"]].concat(), "--journal"),
         (&[&upstream[..], &["--stall-timeout-s", "0"]].concat(), "stall_timeout_s"),
         (&[&upstream[..], &["--model-name", "x"]].concat(), "--model-name"),
     ] {

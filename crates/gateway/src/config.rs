@@ -88,8 +88,11 @@ pub struct JournalConfig {
     pub max_file_bytes: u64,
     /// Files kept, the current one included.
     pub max_files: u32,
-    /// Whether prompts are written too, for training.
+    /// Whether prompts are written too.
     pub prompts: bool,
+    /// Whether the hashed features of what was scored are written, for training without prompts. Words can be guessed from them
+    /// with a dictionary: they are not anonymous.
+    pub features: bool,
 }
 
 /// All settings.

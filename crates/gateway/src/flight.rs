@@ -168,6 +168,12 @@ impl Flight {
         self.close(scan, false, verdict);
     }
 
+    /// Its client left within the answer. How long that would have become is unknown; the journal says how far it came.
+    pub(crate) fn leave(self, scan: &Scan) {
+        let e2e_s = self.facts.arrival.elapsed().as_secs_f64();
+        self.write_journal(scan, e2e_s, scan.tokens());
+    }
+
     fn close(&mut self, scan: &Scan, answered: bool, verdict: Verdict) {
         let now = Instant::now();
         let tokens = scan.tokens();
@@ -252,6 +258,10 @@ impl Flight {
             ttft_s: known.ttft_s,
             e2e_s,
             request_id: record.request_id.clone(),
+            outputs: self.facts.outputs,
+            ignore_eos: !self.facts.ends_by_itself,
+            features: None,
+            scored: self.facts.ranked.as_ref().filter(|_| journal.features).cloned(),
         };
         journal.write(line, &self.app.metrics);
     }

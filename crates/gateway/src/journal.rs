@@ -1,13 +1,17 @@
 //! The journal: one JSON line for each answered request, in the format of a trace, so that `outrank simulate --from-journal`
-//! replays it and, with prompts, `outrank train` learns from it.
+//! replays it and `outrank train --from-journal` learns from it. Prompts are not stored unless asked; their features are, by the
+//! thread that writes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
+use outrank_ranker::Example;
+use outrank_ranker::features::Scratch;
 use serde::Serialize;
 
 use crate::config::JournalConfig;
@@ -15,6 +19,8 @@ use crate::metrics::Metrics;
 
 /// Lines that may wait to be written; beyond it they are dropped and counted.
 const MAX_QUEUED_LINES: usize = 4096;
+/// Bytes of text in the lines that wait, at most; beyond it they are dropped and counted too.
+const MAX_QUEUED_TEXT_BYTES: usize = 64 << 20;
 /// How long to leave the disk alone after it refused a line.
 const ERROR_PAUSE: Duration = Duration::from_millis(200);
 
@@ -43,13 +49,46 @@ pub(crate) struct Line {
     pub(crate) ttft_s: Option<f64>,
     pub(crate) e2e_s: f64,
     pub(crate) request_id: String,
+    /// Answers that were asked for, where they are several: `output_tokens` is the sum of theirs.
+    #[serde(rename = "n", skip_serializing_if = "is_one")]
+    pub(crate) outputs: u32,
+    /// Whether the answer was made to go on to its limit.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) ignore_eos: bool,
+    /// The features of `scored`, which the thread that writes fills in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) features: Option<String>,
+    /// What the ranker reads.
+    #[serde(skip)]
+    pub(crate) scored: Option<Arc<str>>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands over references")]
+fn is_one(outputs: &u32) -> bool {
+    *outputs == 1
+}
+
+impl Line {
+    /// Bytes of text that it keeps in memory.
+    fn text_bytes(&self) -> usize {
+        self.prompt.len() + self.scored.as_ref().map_or(0, |text| text.len())
+    }
+
+    /// Puts features in the place of what was scored, unless they would be too long.
+    fn extract(&mut self, scratch: &mut Scratch) {
+        let text = self.scored.take();
+        self.features =
+            text.and_then(|text| Example::new(scratch, &text, self.output_tokens, self.truncated).pack());
+    }
 }
 
 /// Where lines go; the thread that writes them ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Journal {
     lines: SyncSender<Line>,
+    queued_text_bytes: Arc<AtomicUsize>,
     pub(crate) prompts: bool,
+    pub(crate) features: bool,
 }
 
 impl Journal {
@@ -57,22 +96,32 @@ impl Journal {
     pub(crate) fn open(config: &JournalConfig, metrics: Arc<Metrics>) -> io::Result<Self> {
         let mut files = Files::open(config)?;
         let (lines, queue) = sync_channel(MAX_QUEUED_LINES);
-        let work = move || write_all(&queue, &mut files, &metrics);
+        let queued_text_bytes = Arc::new(AtomicUsize::new(0));
+        let queued = Arc::clone(&queued_text_bytes);
+        let work = move || write_all(&queue, &queued, &mut files, &metrics);
         std::thread::Builder::new().name("outrank-journal".into()).spawn(work)?;
-        Ok(Self { lines, prompts: config.prompts })
+        Ok(Self { lines, queued_text_bytes, prompts: config.prompts, features: config.features })
     }
 
     /// Hands over a line, unless the disk cannot keep up. Never blocks.
     pub(crate) fn write(&self, line: Line, metrics: &Metrics) {
-        if self.lines.try_send(line).is_err() {
+        let bytes = line.text_bytes();
+        let queued = self.queued_text_bytes.fetch_add(bytes, Ordering::Relaxed);
+        // A lone line may be as long as a request may.
+        let fits = queued == 0 || queued + bytes <= MAX_QUEUED_TEXT_BYTES;
+        if !fits || self.lines.try_send(line).is_err() {
+            self.queued_text_bytes.fetch_sub(bytes, Ordering::Relaxed);
             metrics.journal_errors.inc();
         }
     }
 }
 
-fn write_all(queue: &Receiver<Line>, files: &mut Files, metrics: &Metrics) {
+fn write_all(queue: &Receiver<Line>, queued_text_bytes: &AtomicUsize, files: &mut Files, metrics: &Metrics) {
     let mut well = true;
-    for line in queue {
+    let mut scratch = Scratch::new();
+    for mut line in queue {
+        queued_text_bytes.fetch_sub(line.text_bytes(), Ordering::Relaxed);
+        line.extract(&mut scratch);
         match files.write(&line) {
             Ok(()) => {
                 metrics.journal_lines.inc();
@@ -183,11 +232,15 @@ mod tests {
             ttft_s: None,
             e2e_s: 2.0,
             request_id: "req-1".into(),
+            outputs: 1,
+            ignore_eos: false,
+            features: None,
+            scored: None,
         }
     }
 
     fn config(path: PathBuf, max_file_bytes: u64, max_files: u32) -> JournalConfig {
-        JournalConfig { path, max_file_bytes, max_files, prompts: false }
+        JournalConfig { path, max_file_bytes, max_files, prompts: false, features: true }
     }
 
     #[test]
@@ -204,6 +257,36 @@ mod tests {
             (record.arrival_s, record.score, record.tenant.as_deref()),
             (Some(1.5), Some(40.0), Some("a"))
         );
+    }
+
+    #[test]
+    fn features_say_what_was_scored_and_the_words_are_gone() {
+        let text = "\u{1d}tenant:a\u{1f}Write a poem about a secret.";
+        let mut with = Line { scored: Some(text.into()), outputs: 3, ignore_eos: true, ..line(42) };
+        with.extract(&mut Scratch::new());
+        let json = serde_json::to_value(&with).unwrap();
+        let example = Example::unpack(json["features"].as_str().unwrap(), 42, false).unwrap();
+        assert_eq!(example, Example::new(&mut Scratch::new(), text, 42, false));
+        assert_eq!((&json["n"], &json["ignore_eos"], &json["prompt"]), (&3.into(), &true.into(), &"".into()));
+        assert!(!json.to_string().contains("secret"));
+        let mut without = line(42);
+        without.extract(&mut Scratch::new());
+        let json = serde_json::to_value(&without).unwrap();
+        assert!(
+            ["features", "n", "ignore_eos", "scored"].iter().all(|key| json.get(key).is_none()),
+            "{json}"
+        );
+    }
+
+    #[test]
+    fn text_that_waits_for_the_disk_is_bounded() {
+        let (lines, queue) = sync_channel(MAX_QUEUED_LINES);
+        let queued_text_bytes = Arc::new(AtomicUsize::new(0));
+        let journal = Journal { lines, queued_text_bytes, prompts: true, features: true };
+        let metrics = Metrics::default();
+        let text: Arc<str> = "x".repeat(MAX_QUEUED_TEXT_BYTES / 4).into();
+        (0..9).for_each(|n| journal.write(Line { scored: Some(Arc::clone(&text)), ..line(n) }, &metrics));
+        assert_eq!((queue.try_iter().count(), metrics.journal_errors.get()), (4, 5));
     }
 
     #[test]

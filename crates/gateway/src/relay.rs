@@ -84,6 +84,14 @@ enum Broken {
     Stopped,
 }
 
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if let Some(flight) = self.flight.take() {
+            flight.leave(&self.scan);
+        }
+    }
+}
+
 impl Relay {
     #[allow(clippy::too_many_arguments, reason = "all that is known of an answer when it begins")]
     pub(crate) fn new(

@@ -129,7 +129,7 @@ pub fn adapt(prior: &Ranker, examples: &[Arc<Example>]) -> Option<Adapted> {
     let raw: Vec<f64> = examples.iter().map(|example| f64::from(example.raw(prior))).collect();
     let lengths: Vec<f64> = examples.iter().map(|example| f64::from(example.tokens)).collect();
     let prior_tau_b = kendall_tau_b(&raw, &lengths).unwrap_or(0.0);
-    let (ranker, report) = learn(&config(prior), examples, &mut |_: Progress| {}).ok()?;
+    let (ranker, report) = learn(&config(prior), &[examples], &mut |_: Progress| {}).ok()?;
     let tau_b = report.validation_tau_b;
     let examples = examples.len();
     if tau_b > prior_tau_b + CLEAR_GAIN / (examples as f64).sqrt() {

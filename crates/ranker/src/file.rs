@@ -10,7 +10,7 @@
 //! | 2 each | weights: IEEE 754 half precision, little-endian |
 //! | 32 | SHA-256 of all that stands before |
 //!
-//! The version covers the features too: weights mean nothing under another way of hashing.
+//! The version covers the features too ([`crate::features::VERSION`]): weights mean nothing under another way of hashing.
 
 use std::path::{Path, PathBuf};
 

@@ -17,6 +17,7 @@ pub mod trace;
 pub mod train;
 
 pub use evaluate::{EvalReport, evaluate};
+pub use features::PackedError;
 pub use file::{RankerBytesError, RankerFileError};
 pub use ranker::{Card, HeldOut, Ranker, SourceCard};
 pub use tau::{kendall_tau_b, pairwise_accuracy};

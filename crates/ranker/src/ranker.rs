@@ -95,6 +95,12 @@ impl Ranker {
         Self { weights: Arc::clone(&self.weights), calibration, card: self.card.clone() }
     }
 
+    /// The same ranker, with how well it ordered requests that it did not learn from on its card.
+    pub fn with_held_out(mut self, held_out: HeldOut) -> Self {
+        self.card.held_out = Some(held_out);
+        self
+    }
+
     /// The curve from raw score to tokens.
     pub fn calibration(&self) -> &Calibration {
         &self.calibration

@@ -146,7 +146,7 @@ fn from_nothing(examples: &[Arc<Example>]) -> Option<Adapted> {
         command: "learned while serving".into(),
         ..TrainConfig::default()
     };
-    let (ranker, report) = learn(&config, examples, &mut |_| {}).ok()?;
+    let (ranker, report) = learn(&config, &[examples], &mut |_| {}).ok()?;
     let tau_b = report.validation_tau_b;
     let clear = tau_b > 0.5 / (examples.len() as f64).sqrt();
     clear.then_some(Adapted { ranker, examples: examples.len(), reordered: true, tau_b, prior_tau_b: 0.0 })

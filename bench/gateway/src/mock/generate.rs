@@ -37,6 +37,13 @@ pub(crate) struct Asked {
     stream_options: Option<StreamOptions>,
     user: Option<String>,
     priority: Option<i64>,
+    outrank: Option<Recorded>,
+}
+
+/// The length at which the answer ends by itself, as traces recorded it.
+#[derive(Debug, Deserialize)]
+struct Recorded {
+    true_output_tokens: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -53,6 +60,7 @@ struct Answer<'a> {
     fault: Option<Fault>,
     id: u64,
     tokens: u32,
+    finish: &'static str,
 }
 
 /// How an answer ended.
@@ -75,8 +83,12 @@ pub(crate) async fn answer(
 ) -> Result<bool> {
     let id = mock.counts.received.fetch_add(1, Ordering::Relaxed);
     let asked_for = asked.max_completion_tokens.or(asked.max_tokens);
-    let tokens = asked_for.map_or(mock.args.tokens, |count| count as u32); // A cast saturates.
-    let tokens = tokens.min(MAX_TOKENS);
+    let limit = asked_for.map(|count| (count as u32).min(MAX_TOKENS)); // A cast saturates.
+    let recorded = asked.outrank.as_ref().and_then(|outrank| outrank.true_output_tokens);
+    let (tokens, finish) = match recorded {
+        Some(recorded) if recorded <= limit.unwrap_or(MAX_TOKENS) => (recorded, "stop"),
+        _ => (limit.unwrap_or(mock.args.tokens.min(MAX_TOKENS)), "length"),
+    };
     if tokens == 0 {
         add(&mock.counts.failed, 1);
         let text = error(400, "max_tokens must be at least 1");
@@ -90,7 +102,7 @@ pub(crate) async fn answer(
     }
     let arrived_ns = now_ns();
     let mut seated_ns = 0;
-    let answer = Answer { mock, kind, asked, fault, id, tokens };
+    let answer = Answer { mock, kind, asked, fault, id, tokens, finish };
     let Connection { reader, writer } = connection;
     let end = tokio::select! {
         biased;
@@ -223,8 +235,10 @@ impl Answer<'_> {
         let head = format!(
             "data: {{\"id\":\"{prefix}-{id}\",\"object\":\"{object}\",\"created\":1700000000,\"model\":\"{model}\",\"choices\":["
         );
-        let mut events =
-            format!("{head}{{\"index\":0,{content},\"logprobs\":null,\"finish_reason\":\"length\"}}]}}\n\n");
+        let finish = self.finish;
+        let mut events = format!(
+            "{head}{{\"index\":0,{content},\"logprobs\":null,\"finish_reason\":\"{finish}\"}}]}}\n\n"
+        );
         if self.asked.stream_options.as_ref().is_some_and(|options| options.include_usage) {
             // Writing to a string does not fail.
             let _ = write!(events, "{head}],\"usage\":{}}}\n\n", self.usage());
@@ -239,16 +253,16 @@ impl Answer<'_> {
     }
 
     fn whole_body(&self) -> String {
-        let (id, model, usage) = (self.id, &self.mock.args.model, self.usage());
+        let (id, model, usage, finish) = (self.id, &self.mock.args.model, self.usage(), self.finish);
         let text = "word ".repeat(self.tokens as usize);
         match self.kind {
             Kind::Chat => format!(
                 "{{\"id\":\"chatcmpl-{id}\",\"object\":\"chat.completion\",\"created\":1700000000,\"model\":\"{model}\",\"choices\":[{{\"index\":0,\
-                 \"message\":{{\"role\":\"assistant\",\"content\":\"{text}\"}},\"logprobs\":null,\"finish_reason\":\"length\"}}],\"usage\":{usage}}}"
+                 \"message\":{{\"role\":\"assistant\",\"content\":\"{text}\"}},\"logprobs\":null,\"finish_reason\":\"{finish}\"}}],\"usage\":{usage}}}"
             ),
             Kind::Completions => format!(
                 "{{\"id\":\"cmpl-{id}\",\"object\":\"text_completion\",\"created\":1700000000,\"model\":\"{model}\",\"choices\":[{{\"index\":0,\
-                 \"text\":\"{text}\",\"logprobs\":null,\"finish_reason\":\"length\"}}],\"usage\":{usage}}}"
+                 \"text\":\"{text}\",\"logprobs\":null,\"finish_reason\":\"{finish}\"}}],\"usage\":{usage}}}"
             ),
         }
     }

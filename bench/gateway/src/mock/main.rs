@@ -1,7 +1,7 @@
 //! `gwmock`: a scripted stand-in for an LLM server, far cheaper than any gateway before it.
 //!
-//! Answers /v1/chat/completions and /v1/completions, streaming or whole, with as many tokens as `max_tokens` asks for; each
-//! token carries the time when it was sent. A number of seats with a first-come-first-served queue (or by `priority`, lower
+//! Answers /v1/chat/completions and /v1/completions, streaming or whole, with as many tokens as `max_tokens` asks for, or
+//! as `outrank.true_output_tokens` says that a recorded answer had, if that is fewer; each token carries the time when it was sent. A number of seats with a first-come-first-served queue (or by `priority`, lower
 //! first, as vLLM has it) stands for the continuous batch. Faults come by the header `x-mock-fault` or by
 //! `POST /mock/fault {"fault": "status:500", "count": 3}`; `GET /mock/stats` and `/mock/log` tell what it saw.
 

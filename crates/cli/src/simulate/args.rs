@@ -35,9 +35,9 @@ pub(crate) struct SimulateArgs {
     /// Trace whose requests arrive; repeatable
     #[arg(long = "trace", value_name = "FILE", required_unless_present = "from_journal")]
     pub(crate) traces: Vec<PathBuf>,
-    /// Replay the journal of a gateway: its requests when they arrived, with the predictions that were made then; repeatable, for
-    /// the files before it (FILE.1 and so on)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["traces", "held_out", "arrivals", "scores"])]
+    /// Replay the journal of a gateway: its requests when they arrived, with the predictions that were made then; several,
+    /// for the files before it (FILE.1 and so on)
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["traces", "held_out", "arrivals", "scores"])]
     pub(crate) from_journal: Vec<PathBuf>,
     /// Take only held-out prompts, those that `train` without --all did not learn from
     #[arg(long)]

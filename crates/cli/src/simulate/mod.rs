@@ -4,10 +4,10 @@ mod args;
 mod cases;
 mod csv;
 mod report;
-mod run;
+pub(crate) mod run;
 mod spec;
 mod table;
-mod workload;
+pub(crate) mod workload;
 
 use std::path::Path;
 use std::sync::Mutex;

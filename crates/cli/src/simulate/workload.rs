@@ -7,7 +7,7 @@ use outrank_ranker::{Ranker, TraceRecord};
 use outrank_sim::{Job, Profile};
 
 use crate::arrivals::{Arrival, Arrivals, Window, drawn, standard_normal};
-use crate::files::placed;
+use crate::files::{Place, journal, placed};
 use crate::output::{note, plural};
 use crate::simulate::args::{ScoreSource, SimulateArgs};
 
@@ -34,15 +34,24 @@ impl Workload {
     /// Reads the traces and scores them.
     pub(crate) fn read(args: &SimulateArgs) -> Result<Self> {
         let mut records = Vec::new();
-        for path in &args.traces {
-            for (place, record) in placed(path, Lengths::Required)? {
-                if record.prompt_tokens.is_none() {
-                    bail!("{place}: no prompt_tokens; add them with `outrank trace count`");
-                }
-                if !args.held_out || held_out(&record) {
-                    records.push(record);
-                }
+        let mut add = |place: Place<'_>, record: TraceRecord| {
+            if record.prompt_tokens.is_none() {
+                bail!("{place}: no prompt_tokens; add them with `outrank trace count`");
             }
+            if !args.held_out || held_out(&record) {
+                records.push(record);
+            }
+            Ok(())
+        };
+        for path in &args.traces {
+            if args.from_journal.is_empty() {
+                placed(path, Lengths::Required)?.into_iter().try_for_each(|(place, it)| add(place, it))?;
+            } else {
+                journal(path, &mut add)?;
+            }
+        }
+        if records.is_empty() && !args.from_journal.is_empty() {
+            bail!("the journal has no line that can be read");
         }
         if records.is_empty() {
             bail!("none of the trace's prompts is held out; leave --held-out away");
@@ -89,8 +98,8 @@ impl Workload {
             .map(|arrival| {
                 let request = &self.requests[arrival.record];
                 let sample = request.output_tokens[random.usize(..request.output_tokens.len())];
-                let output_tokens = sample.min(self.max_tokens.unwrap_or(u32::MAX)).min(context / 2);
-                let prompt_tokens = request.prompt_tokens.min(context - output_tokens.max(context / 2));
+                let limited = sample.min(self.max_tokens.unwrap_or(u32::MAX));
+                let (prompt_tokens, output_tokens) = within(context, request.prompt_tokens, limited);
                 cut += usize::from(sample > context / 2 || prompt_tokens < request.prompt_tokens);
                 let max_tokens = self.max_tokens.map(|limit| limit.min(context - prompt_tokens));
                 Job {
@@ -139,6 +148,12 @@ impl Workload {
             _ => {}
         }
     }
+}
+
+/// Tokens of prompt and answer, cut to half of the context each where they exceed it.
+pub(crate) fn within(context: u32, prompt_tokens: u32, output_tokens: u32) -> (u32, u32) {
+    let output_tokens = output_tokens.min(context / 2);
+    (prompt_tokens.min(context - output_tokens.max(context / 2)), output_tokens)
 }
 
 /// A score of the opposite order: mirrored at 200 tokens, within what a score may be.

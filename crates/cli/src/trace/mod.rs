@@ -28,6 +28,7 @@ use crate::settings::FileSettings;
 ///   arrival_s       arrival in seconds
 ///   model, source, tenant, class    strings
 ///   score           predicted length in tokens, by whatever ranker
+///   features        in the journal of a gateway: hashed features, which stand for the prompt (`outrank train --from-journal`)
 ///
 /// Unknown keys are kept. {"prompt", "generated"}, the format of the paper's authors, is read as well;
 /// its tokens have to be counted first (`convert`).

@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use outrank_core::Score;
 use outrank_gateway::{GatewayConfig, JournalConfig, TenantConfig};
+use outrank_ranker::Example;
+use outrank_ranker::features::Scratch;
 use serde_json::Value;
 
 use crate::mock::{Act, Mock};
@@ -119,7 +122,13 @@ async fn every_answer_is_a_line_of_the_journal_and_prompts_only_where_wanted() {
     for prompts in [false, true] {
         let (mock, dir) = (Mock::start().await, tempfile::tempdir().unwrap());
         let path = dir.path().join("journal.jsonl");
-        let journal = JournalConfig { path: path.clone(), max_file_bytes: 1 << 20, max_files: 2, prompts };
+        let journal = JournalConfig {
+            path: path.clone(),
+            max_file_bytes: 1 << 20,
+            max_files: 2,
+            prompts,
+            features: !prompts,
+        };
         let gateway = start(GatewayConfig { journal: Some(journal), ..config(&[&mock], 2) }, oracle()).await;
         for nth in 0..4 {
             assert!(gateway.spawn("my secret 77", &format!("{nth}")).await.unwrap().is_complete(3));
@@ -135,14 +144,48 @@ async fn every_answer_is_a_line_of_the_journal_and_prompts_only_where_wanted() {
             (&3.into(), &"completed".into(), &"default".into())
         );
         assert!(line["e2e_s"].as_f64().unwrap() > 0.0 && line["arrival_s"].as_f64().unwrap() > 1.7e9);
+        let features =
+            line.get("features").map(|it| Example::unpack(it.as_str().unwrap(), 3, false).unwrap());
+        let scored = Example::new(&mut Scratch::new(), "my secret 77", 3, false);
+        assert_eq!(features, (!prompts).then_some(scored));
     }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_within_its_answer_is_a_line_that_says_how_far_it_came() {
+    let (mock, dir) = (Mock::start().await, tempfile::tempdir().unwrap());
+    let path = dir.path().join("journal.jsonl");
+    let journal = JournalConfig {
+        path: path.clone(),
+        max_file_bytes: 1 << 20,
+        max_files: 2,
+        prompts: false,
+        features: true,
+    };
+    let gateway = start(GatewayConfig { journal: Some(journal), ..config(&[&mock], 2) }, oracle()).await;
+    mock.script([Act::Answer { tokens: 10_000, gap: Duration::from_millis(5) }]);
+    let mut body = gateway.stream("Hi").send().await.unwrap().bytes_stream();
+    for _ in 0..3 {
+        body.next().await.unwrap().unwrap();
+    }
+    drop(body);
+    gateway.until("it is written", async || gateway.metric("outrank_journal_lines_total").await == 1.0).await;
+    let line: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    assert_eq!((&line["outcome"], &line["truncated"]), (&"cancelled".into(), &false.into()));
+    assert!((2..1000).contains(&line["output_tokens"].as_u64().unwrap()), "{line}");
+    assert!(line["features"].is_string());
 }
 
 #[tokio::test]
 async fn a_full_disk_costs_the_journal_its_lines_and_nobody_an_answer() {
     let mock = Mock::start().await;
-    let journal =
-        JournalConfig { path: "/dev/full".into(), max_file_bytes: 1 << 30, max_files: 1, prompts: false };
+    let journal = JournalConfig {
+        path: "/dev/full".into(),
+        max_file_bytes: 1 << 30,
+        max_files: 1,
+        prompts: false,
+        features: true,
+    };
     let gateway = start(GatewayConfig { journal: Some(journal), ..config(&[&mock], 2) }, None).await;
     for nth in 0..5 {
         assert!(gateway.spawn("Hi", &format!("{nth}")).await.unwrap().is_complete(3));

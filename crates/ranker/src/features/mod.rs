@@ -9,10 +9,13 @@
 mod choices;
 mod entries;
 mod hash;
+mod packed;
 mod scan;
 mod surface;
 
 use entries::Entries;
+pub use packed::{MAX_PACKED_BYTES, PackedError, VERSION};
+pub(crate) use packed::{pack, sort, unpack};
 use scan::{Counts, Kind, Word};
 pub use surface::SURFACE;
 
@@ -218,7 +221,7 @@ mod tests {
 
     #[test]
     fn the_features_are_the_same_in_every_build() {
-        // The file format depends on these indices: when they change, so must `file::VERSION`.
+        // The file format and journals depend on these indices: when they change, so must `file::VERSION` and `VERSION`.
         let list = features("Write a poem of 12 lines, please.");
         let sum: u64 = list.iter().map(|&(index, _)| u64::from(index)).sum();
         assert_eq!((list.len(), sum), (78, 12_423_551));

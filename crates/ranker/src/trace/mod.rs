@@ -13,6 +13,7 @@
 //! | `arrival_s` | number | arrival time in seconds |
 //! | `model`, `source`, `tenant`, `class` | string | where the request came from |
 //! | `score` | number | a score given by someone else |
+//! | `features` | string | in a gateway's journal, hashed features in the place of the prompt ([`crate::Example::unpack`]); kept as an unknown key |
 //!
 //! Unknown keys are kept and written back. Of those, a ranker reads what OpenAI's API calls `max_tokens`, `response_format`,
 //! `tools`, `n`, `stop`, `temperature` and `reasoning_effort` ([`RequestFacts`]).

@@ -166,19 +166,21 @@ impl<'a> Families<'a> {
     }
 }
 
-/// A matrix of examples of one model.
-pub(super) fn from_examples(examples: &[Arc<Example>], config: &TrainConfig) -> Result<Data, TrainError> {
+/// A matrix of examples, a group of them a model.
+pub(super) fn from_examples(groups: &[&[Arc<Example>]], config: &TrainConfig) -> Result<Data, TrainError> {
     let mut data = Data::new(config);
     let mut columns = vec![u32::MAX; DIMENSIONS];
-    data.groups.push(Group { file: 0, mean: 0.0, deviation: 1.0, weight: 1.0, rows: Vec::new() });
-    for example in examples {
-        let labels = Labels {
-            tokens: f64::from(example.tokens),
-            censored: example.censored,
-            fold: prompt_fold(example.number, config),
-            group: 0,
-        };
-        data.push(&example.features, labels, config, &mut columns);
+    for (index, examples) in groups.iter().enumerate() {
+        data.groups.push(Group { file: index, mean: 0.0, deviation: 1.0, weight: 1.0, rows: Vec::new() });
+        for example in *examples {
+            let labels = Labels {
+                tokens: f64::from(example.tokens),
+                censored: example.censored,
+                fold: prompt_fold(example.number, config),
+                group: index,
+            };
+            data.push(&example.features, labels, config, &mut columns);
+        }
     }
     data.finish()
 }

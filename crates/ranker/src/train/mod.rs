@@ -198,18 +198,22 @@ pub fn train(
     Ok((ranker, report))
 }
 
-/// Trains a ranker from examples of one model. Nothing is held out; the report has the cross-validation.
+/// Trains a ranker from examples, a group of them a model: only the order within a group is learned. Nothing is held out; the
+/// report has the cross-validation.
 ///
 /// # Errors
-/// [`TrainError`].
+/// [`TrainError`]; also where a group is empty.
 pub fn learn(
     config: &TrainConfig,
-    examples: &[Arc<Example>],
+    groups: &[&[Arc<Example>]],
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(Ranker, TrainReport), TrainError> {
     check(config)?;
-    let data = data::from_examples(examples, config)?;
-    let rows = examples.len();
+    if groups.iter().any(|examples| examples.is_empty()) {
+        return Err(TrainError::Config("a model without any answer: leave it out"));
+    }
+    let data = data::from_examples(groups, config)?;
+    let rows = data.rows();
     let source = SourceCard { name: "served requests".into(), licence: None, rows, learned_rows: rows };
     fit_data(config, data, vec![source], progress)
 }

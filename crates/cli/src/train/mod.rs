@@ -1,5 +1,9 @@
 //! `outrank train`.
 
+mod gate;
+mod journal;
+mod rows;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -7,6 +11,7 @@ use clap::{Args, ValueEnum};
 use outrank_ranker::{Objective, Ranker, TraceFile, TrainConfig, TrainReport};
 use serde::Serialize;
 
+use crate::error::usage;
 use crate::files;
 use crate::output::{Output, note, plural};
 use crate::progress::Progress;
@@ -19,18 +24,40 @@ use crate::progress::Progress;
 ///
 /// A trace is a file of JSON lines, plain or gzip, with at least {"prompt": "...", "output_tokens": 123} each;
 /// `outrank trace --help` says more.
+///
+/// With --from-journal it learns from what a gateway served (`outrank serve --upstream URL --journal FILE`), from the features or
+/// the prompts that the journal keeps: the newest 20,000 requests. Of answers that their client left or a limit cut off, it learns
+/// that they would have been longer; failed requests, those that asked for several answers, and those with ignore_eos are left out.
+/// What it learned must pass a gate before it replaces the ranker in use: the newest fifth of the requests, with at least 50
+/// finished answers, is not learned from, and on it the new ranker must order better (tau-b of the finished ones) and give a lower
+/// mean latency (s/token, simulated under the policy outrank on --profile, with as many seats as one request in eight, and the
+/// journal's arrivals at 1.5 of capacity, or all at once where those do not queue). Otherwise nothing is written, and the exit code
+/// is 1. The ranker that was judged is the one that is written: it does not learn from that fifth afterwards.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     outrank train --trace log.jsonl.gz --out my.outrank\n  \
     outrank train --trace a.jsonl --trace b.jsonl --all --out my.outrank    learn from everything, once it is good\n  \
-    outrank serve --ranker my.outrank")]
+    outrank train --from-journal j.jsonl j.jsonl.1 --out my.outrank         a better ranker than the one in my.outrank, or none\n  \
+    outrank serve --ranker my.outrank                                       reads it again on SIGHUP, as a gateway")]
 pub(crate) struct TrainArgs {
     /// Trace to learn from; repeatable
-    #[arg(long = "trace", value_name = "FILE", required = true)]
+    #[arg(long = "trace", value_name = "FILE", required_unless_present = "from_journal")]
     traces: Vec<PathBuf>,
-    /// Ranker file to write
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
+    /// Journal of a gateway to learn from, plain or gzip; several, for the files before it (FILE.1 and so on), in any order
+    #[arg(long, value_name = "FILE", num_args = 1..,
+          conflicts_with_all = ["traces", "all", "trace_licence", "trace_family", "trace_weight"])]
+    from_journal: Vec<PathBuf>,
+    /// Ranker file to write; with --from-journal it may be left away to see what the gate says
+    #[arg(long, value_name = "FILE", required_unless_present = "from_journal")]
+    out: Option<PathBuf>,
+    /// With --from-journal, the ranker to be better than: `shipped`, or a file [default: the file of --out if there is one, otherwise
+    /// the shipped one]
+    #[arg(long, value_name = "RANKER", requires = "from_journal")]
+    against: Option<String>,
+    /// With --from-journal, the engine that latency is simulated on: cpu-smollm2, h200-llama3-8b, a100-40g-llama3-8b, or a TOML file
+    /// [default: h200-llama3-8b]
+    #[arg(long, value_name = "NAME", requires = "from_journal")]
+    profile: Option<String>,
     /// Learn from the held-out fifth as well; nothing is then left to judge by
     #[arg(long)]
     all: bool,
@@ -88,30 +115,44 @@ struct Report<'a> {
 
 /// Runs the command.
 pub(crate) fn run(args: &TrainArgs, output: &Output) -> Result<()> {
+    if let Some(out) = &args.out {
+        files::check_out(out)?;
+    }
+    if !args.from_journal.is_empty() {
+        return journal::run(args, output);
+    }
+    let out = args.out.as_ref().ok_or_else(|| usage("--out names the ranker file to write"))?;
     let files = args.files()?;
-    let config = TrainConfig {
-        all: args.all,
-        seed: args.seed,
-        objective: args.objective.into(),
-        licence: args.licence.clone(),
-        prior: args.prior(&files)?,
-        command: args.command(),
-        ..TrainConfig::default()
-    };
-    let progress = Progress::new("train", 1);
-    let (ranker, report) = outrank_ranker::train(&config, &files, &mut |step| {
-        let tau_b = step.tau_b.map(|tau_b| format!(", tau-b {tau_b:.3}")).unwrap_or_default();
-        progress.message(format!("{}{tau_b}", step.stage));
-        progress.set(step.done, step.of);
-    })?;
-    drop(progress);
-    ranker.save(&args.out)?;
-    let out = args.out.display().to_string();
+    let config = TrainConfig { all: args.all, prior: args.prior(&files)?, ..args.config() };
+    let (ranker, report) = with_progress(|progress| outrank_ranker::train(&config, &files, progress))?;
+    ranker.save(out)?;
+    let out = out.display().to_string();
     let text = text(&out, &report);
     output.result(&Report { out, report: &report }, &text)
 }
 
+/// Does work that says where it stands.
+fn with_progress<T>(work: impl FnOnce(&mut dyn FnMut(outrank_ranker::Progress)) -> T) -> T {
+    let progress = Progress::new("train", 1);
+    work(&mut |step| {
+        let tau_b = step.tau_b.map(|tau_b| format!(", tau-b {tau_b:.3}")).unwrap_or_default();
+        progress.message(format!("{}{tau_b}", step.stage));
+        progress.set(step.done, step.of);
+    })
+}
+
 impl TrainArgs {
+    /// The settings that traces and journals have in common.
+    fn config(&self) -> TrainConfig {
+        TrainConfig {
+            seed: self.seed,
+            objective: self.objective.into(),
+            licence: self.licence.clone(),
+            command: self.command(),
+            ..TrainConfig::default()
+        }
+    }
+
     fn files(&self) -> Result<Vec<TraceFile>> {
         let lists = [
             ("--trace-licence", self.trace_licence.len()),
@@ -121,19 +162,24 @@ impl TrainArgs {
         for (flag, count) in lists {
             if count != 0 && count != self.traces.len() {
                 let traces = plural(self.traces.len(), "trace");
-                return Err(crate::error::usage(format!(
-                    "{flag} is given {count} times for {traces}: give one each"
-                )));
+                return Err(usage(format!("{flag} is given {count} times for {traces}: give one each")));
             }
         }
         if let Some(weight) = self.trace_weight.iter().find(|weight| !(weight.is_finite() && **weight > 0.0))
         {
-            return Err(crate::error::usage(format!("--trace-weight {weight}: must be a positive number")));
+            return Err(usage(format!("--trace-weight {weight}: must be a positive number")));
         }
-        files::check_out(&self.out)?;
         let mut files = Vec::new();
         for (index, path) in self.traces.iter().enumerate() {
-            let mut file = TraceFile::new(files::name(path), files::trace(path)?);
+            let records = files::trace(path)?;
+            if records.iter().any(|record| record.extra.contains_key("features") && record.text().is_empty())
+            {
+                let path = path.display();
+                return Err(usage(format!(
+                    "{path} is a journal without prompts: give it with --from-journal"
+                )));
+            }
+            let mut file = TraceFile::new(files::name(path), records);
             file.licence = self.trace_licence.get(index).cloned();
             file.family = self.trace_family.get(index).cloned();
             file.weight = self.trace_weight.get(index).copied().unwrap_or(1.0);
@@ -167,6 +213,9 @@ impl TrainArgs {
         let mut command = "outrank train".to_owned();
         for path in &self.traces {
             command.push_str(&format!(" --trace {}", files::name(path)));
+        }
+        for path in &self.from_journal {
+            command.push_str(&format!(" --from-journal {}", files::name(path)));
         }
         for licence in &self.trace_licence {
             command.push_str(&format!(" --trace-licence '{licence}'"));
