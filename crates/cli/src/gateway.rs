@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use outrank_core::policies;
 use outrank_gateway::{
     Affinity, Gateway, GatewayConfig, GatewayError, Handle, JournalConfig, TenantConfig, TlsConfig,
     UpstreamConfig,
@@ -14,8 +13,9 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::usage;
+use crate::host::HostConfig;
 use crate::output::{Output, note};
-use crate::serve::{DEFAULT_PORT, INTERRUPTED, ServeArgs, shutdown};
+use crate::serve::{DEFAULT_PORT, INTERRUPTED, ServeArgs, order, shutdown};
 use crate::settings::{EngineSettings, FileSettings, GatewaySettings, Learning, RankerSettings, set};
 
 /// Journal size and number of files, unless said otherwise.
@@ -62,11 +62,7 @@ pub(crate) fn run(args: ServeArgs, file: FileSettings, path: Option<PathBuf>, ou
     crate::http::allow_many_sockets();
     let (config, ranker) = settings(args.clone(), file)?;
     let predictor = predictor(&ranker)?;
-    let order = match (&predictor, config.shadow) {
-        (_, true) => format!("ordered by arrival; {} in the shadow", config.policy),
-        (Some(_), false) => format!("ordered by {}", config.policy),
-        (None, false) => format!("ordered by {} without a ranker", config.policy),
-    };
+    let order = order(&config.policy, config.shadow, predictor.is_some());
     let upstreams: Vec<String> = config.upstreams.iter().map(|upstream| upstream.url.clone()).collect();
     let (policy, tls, wants_key) = (config.policy.clone(), config.tls.is_some(), !config.tenants.is_empty());
     let runtime =
@@ -154,10 +150,9 @@ fn predictor(ranker: &RankerSettings) -> Result<Option<Box<dyn Predictor>>> {
 pub(crate) fn check(args: ServeArgs, file: FileSettings, output: &Output) -> Result<()> {
     if !is_wanted(&args, &file) {
         refuse_settings(&args, &file)?;
-        let engine = args.engine.or(file.engine);
-        let policy = args.serve.or(file.serve).policy.unwrap_or_else(|| policies::NAMES[0].to_owned());
+        let serve = args.serve.or(file.serve);
         let ranker = args.ranker.or(file.ranker).load()?;
-        crate::host::HostConfig::new(&policy, &engine, &args.policy.or(file.policy), ranker)?;
+        HostConfig::to_serve(&serve, &args.engine.or(file.engine), &args.policy.or(file.policy), ranker)?;
         let checked = Checked { kind: "embedded engine", upstreams: Vec::new() };
         return output.result(&checked, "the settings of the embedded engine are good");
     }
@@ -199,6 +194,7 @@ fn settings(args: ServeArgs, file: FileSettings) -> Result<(GatewayConfig, Ranke
     set(&mut config.host, serve.host);
     set(&mut config.port, serve.port);
     set(&mut config.policy, serve.policy);
+    set(&mut config.shadow, serve.shadow);
     set(&mut config.drain_timeout, serve.drain_s.map(Duration::from_secs));
     config.policy_settings = args.policy.or(file.policy).settings()?;
     config.tenants = file.tenants;
@@ -244,7 +240,6 @@ fn set_limits(config: &mut GatewayConfig, gateway: &GatewaySettings) -> Result<(
     set(&mut config.max_connections, gateway.max_connections);
     set(&mut config.batch_delay_s, gateway.batch_delay_s);
     set(&mut config.default_delay_s, gateway.default_delay_s);
-    set(&mut config.shadow, gateway.shadow);
     config.max_wait = gateway.max_wait_s.map(|seconds| duration("max_wait_s", seconds)).transpose()?;
     for (target, seconds, name) in [
         (&mut config.request_timeout, gateway.request_timeout_s, "request_timeout_s"),

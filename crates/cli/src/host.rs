@@ -8,14 +8,16 @@ use outrank_core::{Policy, policies};
 use outrank_engine::{Engine, EngineConfig, EngineError, EngineHandle, Model, ensure_q8_0};
 use outrank_ranker::Ranker;
 use outrank_server::{
-    AdaptiveRanker, Drained, EmbeddedEngine, Predictor, Server, ServerConfig, ServerError, ranker_scores,
+    AdaptiveRanker, Drained, EmbeddedEngine, Predictor, Replay, Server, ServerConfig, ServerError,
+    ranker_scores,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::error::usage;
 use crate::output::note;
-use crate::settings::{EngineSettings, Learning, PolicyFlags, set};
+use crate::serve::DEFAULT_PORT;
+use crate::settings::{EngineSettings, Learning, PolicyFlags, ServeSettings, set};
 
 /// The file that `make model` fetches.
 const DEFAULT_MODEL: &str = "smollm2-135m-instruct-q4_1.gguf";
@@ -129,6 +131,44 @@ impl HostConfig {
             ..ServerConfig::default()
         };
         Ok(Self { engine: config, server, policy, ranker, learning: None })
+    }
+
+    /// A host for anybody, as the settings say. What the policy saves against order of arrival is counted where a replay can tell;
+    /// in shadow mode, which is for nothing else, a policy whose savings it cannot tell is wrong usage.
+    pub(crate) fn to_serve(
+        serve: &ServeSettings,
+        engine: &EngineSettings,
+        flags: &PolicyFlags,
+        ranker: Option<Ranker>,
+    ) -> Result<Self> {
+        let policy = serve.policy();
+        let shadow = serve.shadow.unwrap_or(false);
+        let config = Self::new(if shadow { "fcfs" } else { policy }, engine, flags, ranker)?;
+        let replay = Replay {
+            policy: policy.to_owned(),
+            settings: flags.settings()?,
+            monitor: config.engine.monitor,
+            unscored_tokens: config.engine.unscored_tokens,
+            seats: config.engine.seats,
+        };
+        let replay = match replay.book(policy, config.engine.service) {
+            Ok(_) => Some(replay),
+            Err(error) if shadow => {
+                return Err(usage(format!(
+                    "{error}; --shadow can compare outrank, sjf, tie and oracle-sjf with order of arrival"
+                )));
+            }
+            Err(_) => None,
+        };
+        let mut server = ServerConfig { port: DEFAULT_PORT, replay, ..ServerConfig::default() };
+        set(&mut server.host, serve.host.clone());
+        set(&mut server.port, serve.port);
+        set(&mut server.default_max_tokens, serve.default_max_tokens);
+        set(&mut server.drain_timeout_s, serve.drain_s);
+        server.api_keys.extend(serve.api_key.clone());
+        set(&mut server.model_name, serve.model_name.clone());
+        server.check().map_err(|error| usage(error.to_string()))?;
+        Ok(Self { server, ..config })
     }
 
     /// Makes room for so many waiting requests.

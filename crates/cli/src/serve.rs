@@ -4,17 +4,15 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use outrank_core::policies;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use crate::error::usage;
 use crate::gateway;
 use crate::host::{Host, HostConfig, ModelFile};
 use crate::output::{Output, note};
 use crate::settings::{
-    EngineSettings, FileSettings, GatewaySettings, PolicyFlags, RankerSettings, ServeSettings, set,
+    EngineSettings, FileSettings, GatewaySettings, PolicyFlags, RankerSettings, ServeSettings,
 };
 
 pub(crate) const DEFAULT_PORT: u16 = 8000;
@@ -78,22 +76,10 @@ fn embedded(args: ServeArgs, file: FileSettings, output: &Output) -> Result<()> 
     let engine = args.engine.or(file.engine);
     let ranker = args.ranker.or(file.ranker);
     let (ranker, learning) = (ranker.load()?, ranker.learning()?);
-    let policy = serve.policy.clone().unwrap_or_else(|| policies::NAMES[0].to_owned());
-    let order = match &ranker {
-        Some(_) => format!("ordered by {policy}"),
-        None => format!("ordered by {policy} without a ranker"),
-    };
-    let mut config = HostConfig::new(&policy, &engine, &args.policy.or(file.policy), ranker)?;
+    let policy = serve.policy().to_owned();
+    let order = order(&policy, serve.shadow.unwrap_or(false), ranker.is_some());
+    let mut config = HostConfig::to_serve(&serve, &engine, &args.policy.or(file.policy), ranker)?;
     config.learning = learning;
-    config.server =
-        outrank_server::ServerConfig { port: DEFAULT_PORT, ..outrank_server::ServerConfig::default() };
-    set(&mut config.server.host, serve.host);
-    set(&mut config.server.port, serve.port);
-    set(&mut config.server.default_max_tokens, serve.default_max_tokens);
-    set(&mut config.server.drain_timeout_s, serve.drain_s);
-    config.server.api_keys.extend(serve.api_key.clone());
-    set(&mut config.server.model_name, serve.model_name.clone());
-    config.server.check().map_err(|error| usage(error.to_string()))?;
     let model = ModelFile::open(&engine)?;
     let name = serve.model_name.unwrap_or_else(|| model.name());
     config.server.model_name.clone_from(&name);
@@ -125,6 +111,15 @@ fn embedded(args: ServeArgs, file: FileSettings, output: &Output) -> Result<()> 
         });
         host.stop().await
     })
+}
+
+/// The order of requests, in words.
+pub(crate) fn order(policy: &str, shadow: bool, has_ranker: bool) -> String {
+    match (shadow, has_ranker) {
+        (true, _) => format!("ordered by arrival; {policy} in the shadow"),
+        (false, true) => format!("ordered by {policy}"),
+        (false, false) => format!("ordered by {policy} without a ranker"),
+    }
 }
 
 fn ready_text(url: &str, model: &str, key: bool) -> String {

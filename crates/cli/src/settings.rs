@@ -54,6 +54,17 @@ settings! {
         /// Seconds that running requests may take to finish on SIGTERM or Ctrl-C [default: 30]
         #[arg(long, env = "OUTRANK_DRAIN_S", value_name = "SECONDS")]
         drain_s: u64,
+        /// Order by arrival, and count in outrank_shadow_saved_seconds what the policy would save
+        #[arg(long, env = "OUTRANK_SHADOW", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+              default_missing_value = "true")]
+        shadow: bool,
+    }
+}
+
+impl ServeSettings {
+    /// Name of the policy.
+    pub(crate) fn policy(&self) -> &str {
+        self.policy.as_deref().unwrap_or(NAMES[0])
     }
 }
 
@@ -153,10 +164,6 @@ settings! {
         /// Seconds of later interactive arrivals that requests of class default let by [default: 0]
         #[arg(long, env = "OUTRANK_DEFAULT_DELAY_S", value_name = "SECONDS", help_heading = "Gateway")]
         default_delay_s: f64,
-        /// Order by arrival, and count in outrank_shadow_saved_seconds what the policy would save
-        #[arg(long, env = "OUTRANK_SHADOW", value_name = "BOOL", num_args = 0..=1, require_equals = true,
-              default_missing_value = "true", help_heading = "Gateway")]
-        shadow: bool,
         /// Certificate chain towards clients, PEM; with --tls-key
         #[arg(long, env = "OUTRANK_TLS_CERT", value_name = "FILE", help_heading = "Gateway")]
         tls_cert: PathBuf,

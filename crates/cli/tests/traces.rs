@@ -215,7 +215,7 @@ fn settings_under_which_nothing_could_run_are_wrong_usage() {
     let bench = ["bench", "--policies", "fcfs", "--trace", &trace, "--arrivals", "burst:1"];
     let collect = ["trace", "collect", &trace, "--out", "c.jsonl", "--replace"];
     let serve = ["serve", "--no-ranker"];
-    let cases: [(&[&str], &[&str], &str); 8] = [
+    let cases: [(&[&str], &[&str], &str); 9] = [
         (&serve, &["--seats", "0"], "seats"),
         (&bench, &["--seats", "0"], "seats"),
         (&collect, &["--seats", "0"], "seats"),
@@ -224,6 +224,7 @@ fn settings_under_which_nothing_could_run_are_wrong_usage() {
         (&bench, &["--step-tokens", "4"], "step_tokens = 4"),
         (&serve, &["--default-max-tokens", "0"], "default_max_tokens"),
         (&serve, &["--model-name", ""], "model_name is empty"),
+        (&serve, &["--shadow", "--policy", "ltr"], "--shadow can compare"),
     ];
     for (command, extra, expected) in cases {
         let (code, text) = fails(dir.path(), &[command, extra].concat());

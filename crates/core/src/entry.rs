@@ -1,8 +1,8 @@
 //! What the scheduler remembers of one request.
 
 use crate::{
-    Load, Policy, Rank, Request, RequestView, Score, ServiceModel, State, Timestamp, Trust, Unscored,
-    blocks_for, work_mix::WorkMix,
+    Explanation, Load, OvertakeLog, Placement, Policy, Rank, Request, RequestView, Score, ServiceModel,
+    State, Timestamp, Trust, Unscored, blocks_for, work_mix::WorkMix,
 };
 
 /// Weight of the newest finished request in the running mean of output lengths.
@@ -199,5 +199,36 @@ impl Entry {
             crate::Key::new(key.value() + self.request.delay_s)
         };
         Rank { band: u8::from(!self.promoted), key, number: self.number }
+    }
+
+    /// Everything known about it, from whoever keeps the queue: where it stands there, and who started when.
+    pub(crate) fn explain(
+        &self,
+        now: Timestamp,
+        policy: &dyn Policy,
+        estimates: &Estimates,
+        Placement { position, eta }: Placement,
+        overtakes: &OvertakeLog,
+    ) -> Explanation {
+        let view = self.view(estimates);
+        Explanation {
+            id: self.request.id,
+            policy: policy.name().into(),
+            state: self.state,
+            position,
+            score: view.score,
+            generated_tokens: self.generated_tokens,
+            remaining_tokens: view.remaining_tokens(),
+            eta,
+            waited_s: now.since(self.request.arrival).as_secs_f64(),
+            key: self.rank_now(policy, estimates).key.value(),
+            overtaken_by: match self.state {
+                State::Waiting => overtakes.overtaken_by(self.number),
+                State::Paused | State::Running => self.overtaken_by,
+            },
+            preemptions: self.preemptions,
+            promoted: self.promoted,
+            why: policy.why(&view),
+        }
     }
 }

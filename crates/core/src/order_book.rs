@@ -334,28 +334,9 @@ impl OrderBook {
     pub fn explain(&mut self, now: Timestamp, id: RequestId) -> Option<Explanation> {
         let slot = *self.slots.get(&id)?;
         self.estimates.now = now;
-        let Placement { position, eta } = self.placement_of(slot);
-        let entry = &self.entries[slot];
-        let view = entry.view(&self.estimates);
-        Some(Explanation {
-            id,
-            policy: self.policy.name().into(),
-            state: entry.state,
-            position,
-            score: view.score,
-            generated_tokens: entry.generated_tokens,
-            remaining_tokens: view.remaining_tokens(),
-            eta,
-            waited_s: now.since(entry.request.arrival).as_secs_f64(),
-            key: entry.rank_now(&*self.policy, &self.estimates).key.value(),
-            overtaken_by: match entry.state {
-                State::Waiting => self.overtakes.overtaken_by(entry.number),
-                State::Paused | State::Running => entry.overtaken_by,
-            },
-            preemptions: entry.preemptions,
-            promoted: false,
-            why: self.policy.why(&view),
-        })
+        let placement = self.placement_of(slot);
+        let (policy, entry) = (&*self.policy, &self.entries[slot]);
+        Some(entry.explain(now, policy, &self.estimates, placement, &self.overtakes))
     }
 
     /// Seconds until all who wait now have been served, and those who run.

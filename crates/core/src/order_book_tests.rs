@@ -203,6 +203,8 @@ fn a_promoted_request_ranks_ahead_of_all_and_tells_the_host() {
     assert!(promoted.iter().any(|&(id, rank)| id == RequestId(0) && rank.band == 0), "{promoted:?}");
     assert_eq!(promoted.len(), 8, "all who waited are promoted at the same step");
     assert_eq!(book.victims(at(0.4), 0), [RequestId(1)], "the running one was not promoted");
+    let mut is_promoted = |id| book.explain(at(0.4), RequestId(id)).unwrap().promoted;
+    assert!(is_promoted(0) && !is_promoted(1), "who asks is told so");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use outrank_core::{Counters, Explanation, Placement, RequestId, Score, ServiceModel};
+use outrank_core::{Counters, Explanation, Placement, RequestId, Score, ServiceModel, Trust};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{EngineStats, GenerateRequest, Model, Output, SubmitError};
@@ -37,6 +37,7 @@ pub(crate) struct Snapshot {
     pub(crate) counters: Counters,
     pub(crate) stats: EngineStats,
     pub(crate) service: ServiceModel,
+    pub(crate) trust: Trust,
 }
 
 /// What handles and the engine thread share.
@@ -186,6 +187,11 @@ impl EngineHandle {
     /// Step costs as measured so far.
     pub fn service(&self) -> ServiceModel {
         lock(&self.shared.snapshot).service
+    }
+
+    /// The verdict on the scores as of the last step, whether or not the policy follows it.
+    pub fn trust(&self) -> Trust {
+        lock(&self.shared.snapshot).trust
     }
 
     /// The model that is served.

@@ -124,6 +124,7 @@ impl<'m> Worker<'m> {
             counters: self.scheduler.counters(),
             stats: self.stats,
             service: self.scheduler.service(),
+            trust: self.scheduler.monitor().trust(),
         });
     }
 

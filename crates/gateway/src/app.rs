@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use outrank_http::{ApiError, Predictor, Scorer};
+use outrank_http::{ApiError, Predictor, Replay, Scorer};
 use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +15,6 @@ use crate::desk::Desk;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::records::Records;
-use crate::shadow::Shadow;
 use crate::tenants::Tenants;
 
 /// What clients are told to wait while the gateway shuts down.
@@ -31,7 +30,6 @@ pub(crate) struct App {
     pub(crate) desk: Arc<Desk>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) records: Arc<Records>,
-    pub(crate) shadow: Shadow,
     /// Cancelled when requests that still wait must end now.
     pub(crate) stop: CancellationToken,
     pub(crate) clock: Clock,
@@ -58,7 +56,6 @@ impl App {
             journal: RwLock::new(journal.map(Arc::new)),
             desk: Arc::new(Desk::new(clock, Arc::clone(config))),
             records: Arc::new(Records::new(config.max_finished_records)),
-            shadow: Shadow::default(),
             metrics,
             stop: CancellationToken::new(),
             clock,
@@ -73,6 +70,11 @@ impl App {
     /// The settings in force.
     pub(crate) fn config(&self) -> Arc<GatewayConfig> {
         Arc::clone(&self.config.read())
+    }
+
+    /// How the policy is compared with order of arrival.
+    pub(crate) fn replay(&self) -> Replay {
+        self.config().replay(self.desk.seats())
     }
 
     /// Who may ask.

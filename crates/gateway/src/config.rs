@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use outrank_core::policies::{PolicySettings, by_name};
+use outrank_core::policies::PolicySettings;
 use outrank_core::{MonitorSettings, OrderBook, ServiceModel};
+use outrank_http::{Replay, ReplayError};
 use thiserror::Error;
 
 use crate::tenants::TenantConfig;
@@ -242,11 +243,25 @@ impl GatewayConfig {
     /// An order book of these settings. In shadow mode it goes by arrival.
     pub(crate) fn book(&self, seats: u32) -> Result<OrderBook, ConfigError> {
         let name = if self.shadow { "fcfs" } else { self.policy.as_str() };
-        let policy = by_name(name, &self.policy_settings)
-            .ok_or_else(|| ConfigError(format!("no policy is called {name:?}")))?;
         let service = ServiceModel { decode_s: 0.02, prefill_s: 1e-4 };
-        OrderBook::new(policy, seats, service, self.unscored_tokens, self.monitor).map_err(|error| {
-            ConfigError(format!("{error}; a gateway can serve outrank, fcfs, sjf, tie and oracle-sjf"))
+        self.replay(seats).book(name, service).map_err(|error| {
+            ConfigError(match error {
+                ReplayError::Unsuited(error) => {
+                    format!("{error}; a gateway can serve outrank, fcfs, sjf, tie and oracle-sjf")
+                }
+                other => other.to_string(),
+            })
         })
+    }
+
+    /// How the policy is compared with order of arrival on so many seats.
+    pub(crate) fn replay(&self, seats: u32) -> Replay {
+        Replay {
+            policy: self.policy.clone(),
+            settings: self.policy_settings,
+            monitor: self.monitor,
+            unscored_tokens: self.unscored_tokens,
+            seats: seats.max(1),
+        }
     }
 }

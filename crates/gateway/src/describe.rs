@@ -2,18 +2,14 @@
 
 use axum::http::StatusCode;
 use axum::response::Response;
-use outrank_core::{Score, State};
-use outrank_http::{ApiError, json_response};
+use outrank_core::State;
+use outrank_http::{ApiError, Outcome, PredictedTokens, json_response, milliseconds};
 use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::desk::Known;
-use crate::metrics::Outcome;
 use crate::records::Facts;
 use crate::scan::Finish;
-
-/// Probability with which the true length lies in the interval of [`Score::interval`].
-const INTERVAL_PROBABILITY: f64 = 0.8;
 
 /// `GET /v1/models`: those of all upstreams.
 pub(crate) fn models(app: &App) -> Value {
@@ -92,7 +88,7 @@ pub(crate) fn request(app: &App, id: &str) -> Result<Response, ApiError> {
             Finish::Stop => "stop",
             Finish::Length => "length",
         }),
-        "predicted_tokens": score.map(predicted),
+        "predicted_tokens": score.map(PredictedTokens::from),
         "output_tokens": tokens,
         "expected_e2e_ms": milliseconds(record.eta_finish_s),
         "schedule": known.as_ref().map(schedule),
@@ -144,14 +140,4 @@ fn schedule(known: &Known) -> Value {
         "key": explanation.key,
         "why": explanation.why,
     })
-}
-
-fn predicted(score: Score) -> Value {
-    let (low, high) = score.interval();
-    json!({ "median": score.median_tokens(), "low": low, "high": high, "probability": INTERVAL_PROBABILITY })
-}
-
-/// Milliseconds with three decimals.
-fn milliseconds(seconds: f64) -> f64 {
-    (seconds * 1e6).round() / 1e3
 }

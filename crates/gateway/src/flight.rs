@@ -10,15 +10,13 @@ use bytes::Bytes;
 use http_body::Frame;
 use hyper::body::Incoming;
 use outrank_core::{End, Score};
-use outrank_http::{Answer, LocalLatency};
+use outrank_http::{Answer, LocalLatency, Outcome, Served};
 
 use crate::app::App;
 use crate::desk::{Ending, Place, Verdict};
 use crate::journal::Line;
-use crate::metrics::Outcome;
 use crate::records::OpenRecord;
 use crate::scan::{Finish, Scan};
-use crate::shadow::{self, Served};
 use crate::tenants::Counted;
 use crate::upstream::{Lease, Upstream};
 
@@ -29,9 +27,13 @@ pub(crate) struct Facts {
     /// The same, with what the ranker reads beside it.
     pub(crate) ranked: Option<Arc<str>>,
     pub(crate) prompt_tokens: u32,
-    /// Whether the length of the answer says something about the model.
+    /// Output limit in tokens, as far as predictions may know it: not one that the answer is meant to reach.
+    pub(crate) limit_tokens: u32,
     pub(crate) outputs: u32,
+    /// Whether the length of the answer says something about the model.
     pub(crate) ends_by_itself: bool,
+    /// Whether its length can be held against its prediction: it may end by itself, or repeats a recorded length.
+    pub(crate) length_counts: bool,
     pub(crate) arrival: Instant,
 }
 
@@ -90,7 +92,7 @@ impl Flight {
         let mut facts = self.record.record().facts.lock();
         if self.sent_at.is_none() {
             let queue_s = (now - self.facts.arrival).as_secs_f64();
-            self.app.metrics.queue_wait.observe(queue_s);
+            self.app.metrics.requests.queue_wait.observe(queue_s);
             facts.queue_s = Some(queue_s);
         }
         facts.attempts += 1;
@@ -136,7 +138,7 @@ impl Flight {
         match self.last_at.replace(now) {
             None => {
                 self.first_at = Some(now);
-                self.app.metrics.ttft.observe((now - self.facts.arrival).as_secs_f64());
+                self.app.metrics.requests.ttft.observe((now - self.facts.arrival).as_secs_f64());
                 if let (Some(place), Some(sent_at)) = (&self.place, self.sent_at) {
                     place.first_token((now - sent_at).as_secs_f64());
                 }
@@ -195,12 +197,12 @@ impl Flight {
             let streamed = scan.is_stream();
             place.end(&Ending { tokens, end, verdict, e2e_s: at_upstream_s, per_token_s, streamed });
         }
-        metrics.generation_tokens.inc_by(tokens.into());
-        metrics.prompt_tokens.inc_by(scan.prompt_tokens().unwrap_or(0).into());
+        metrics.requests.generation_tokens.inc_by(tokens.into());
+        metrics.requests.prompt_tokens.inc_by(scan.prompt_tokens().unwrap_or(0).into());
         metrics.malformed_lines.inc_by(scan.malformed_lines.into());
         if answered {
-            metrics.e2e.observe(e2e_s);
-            metrics.eta_error.observe((e2e_s - self.record.record().eta_finish_s).abs());
+            metrics.requests.e2e.observe(e2e_s);
+            metrics.trust.note_end(self.record.record().eta_finish_s, e2e_s);
         }
         if let Some(tenant) = &self.record.record().tenant {
             metrics.count_tenant(tenant, tokens);
@@ -211,27 +213,24 @@ impl Flight {
         let score = known.score;
         drop(known);
         if says_something {
-            if let (Some(score), false) = (score, cut) {
-                metrics.note_prediction(score.median_tokens().into(), tokens.into());
+            if self.facts.length_counts {
+                metrics.trust.note_answer(score, tokens, cut);
             }
+            let served = Served {
+                arrival: self.facts.arrival,
+                service_s: at_upstream_s,
+                prompt_tokens: self.facts.prompt_tokens,
+                limit_tokens: self.facts.limit_tokens,
+                output_tokens: tokens,
+                capped: cut,
+                score,
+            };
+            metrics.shadow.note(served, || self.app.replay());
             if let (Some(text), true) = (&self.facts.ranked, self.facts.ends_by_itself) {
                 self.app.scorer().tell(Answer { text: Arc::clone(text), tokens, censored: cut });
             }
         }
-        if says_something {
-            self.note_served(tokens, score, at_upstream_s);
-        }
         self.write_journal(scan, e2e_s, tokens);
-    }
-
-    /// Notes the request for the replay that tells what the policy saves.
-    fn note_served(&self, output_tokens: u32, score: Option<Score>, service_s: f64) {
-        let arrival_s = self.app.clock.at(self.facts.arrival).secs_f64();
-        let prompt_tokens = self.facts.prompt_tokens;
-        let served = Served { arrival_s, service_s, prompt_tokens, output_tokens, score };
-        if let Some(batch) = self.app.shadow.note(served) {
-            shadow::replay(self.app.config(), Arc::clone(&self.app.metrics), batch, self.app.desk.seats());
-        }
     }
 
     fn write_journal(&self, scan: &Scan, e2e_s: f64, tokens: u32) {
@@ -278,8 +277,8 @@ impl Drop for Flight {
         // First the connection, which cancels the work at the upstream, then the seat.
         self.lease = None;
         self.place = None;
-        self.app.metrics.itl.add(&self.itl);
-        self.app.metrics.count_request(self.outcome);
+        self.app.metrics.requests.itl.add(&self.itl);
+        self.app.metrics.requests.count_request(self.outcome);
         self.record.record().facts.lock().outcome = Some(self.outcome);
     }
 }

@@ -207,8 +207,10 @@ fn submit(
         text: call.text.clone(),
         ranked: order.ranked.clone(),
         prompt_tokens: call.prompt_tokens,
+        limit_tokens: if call.ends_by_itself { call.max_tokens } else { u32::MAX },
         outputs: call.outputs,
         ends_by_itself: call.ends_by_itself,
+        length_counts: call.ends_by_itself || call.true_tokens.is_some(),
         arrival,
     };
     Ok((Flight::new(Arc::clone(app), place, record, facts, counted), admitted, placement))

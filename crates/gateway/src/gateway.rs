@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrank_http::{Predictor, Scorer};
+use outrank_http::{BindError, Drained, Predictor, Scorer, listen_on};
 use parking_lot::RwLock;
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -17,6 +17,7 @@ use crate::config::{ConfigError, GatewayConfig};
 use crate::journal::Journal;
 use crate::listen::{self, Acceptor};
 use crate::metrics::Metrics;
+use crate::records::Record;
 use crate::tls;
 use crate::upstream::discovery::{Fleet, LOOK_INTERVAL};
 
@@ -31,24 +32,9 @@ pub enum GatewayError {
     /// A setting makes no sense.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Another process listens on the port.
-    #[error("port {port} of {host} is in use: stop the program that listens there, or choose another port")]
-    PortInUse {
-        /// Address asked for.
-        host: String,
-        /// Port asked for.
-        port: u16,
-    },
-    /// The address cannot be listened on.
-    #[error("cannot listen on {host}:{port}: {source}; check host and port")]
-    Bind {
-        /// Address asked for.
-        host: String,
-        /// Port asked for.
-        port: u16,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// The port could not be had.
+    #[error(transparent)]
+    Bind(#[from] BindError),
     /// A thread or file could not be had.
     #[error("{what}: {source}")]
     Io {
@@ -57,13 +43,6 @@ pub enum GatewayError {
         /// What the system said.
         source: io::Error,
     },
-}
-
-/// How the last requests ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Drained {
-    /// Requests that were given up when the drain timeout passed.
-    pub abandoned_requests: usize,
 }
 
 /// A gateway that has its port.
@@ -129,7 +108,7 @@ impl Gateway {
         config.check()?;
         let config = Arc::new(config);
         let acceptor = Arc::new(RwLock::new(config.tls.as_ref().map(tls::acceptor).transpose()?));
-        let listener = listen_on(&config).await?;
+        let listener = listen_on(&config.host, config.port).await?;
         let local_addr =
             listener.local_addr().map_err(|source| io_error("cannot read the address", source))?;
         let metrics = Arc::new(Metrics::new());
@@ -247,17 +226,6 @@ async fn take(
     Ok(())
 }
 
-async fn listen_on(config: &GatewayConfig) -> Result<TcpListener, GatewayError> {
-    let (host, port) = (config.host.clone(), config.port);
-    TcpListener::bind((host.as_str(), port)).await.map_err(|source| {
-        if source.kind() == io::ErrorKind::AddrInUse {
-            GatewayError::PortInUse { host, port }
-        } else {
-            GatewayError::Bind { host, port, source }
-        }
-    })
-}
-
 fn open_journal(config: &GatewayConfig, metrics: &Arc<Metrics>) -> Result<Option<Journal>, GatewayError> {
     let Some(journal) = &config.journal else { return Ok(None) };
     let opened = Journal::open(journal, Arc::clone(metrics));
@@ -279,7 +247,7 @@ async fn drain(app: &App) -> usize {
     let abandoned = app.records.under_way();
     tracing::warn!(abandoned, "drain timeout: giving up the requests that still run");
     app.stop.cancel();
-    app.records.stop_all();
+    app.records.for_each(Record::stop);
     // Their clients are told.
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, app.records.idle()).await;
     abandoned

@@ -41,7 +41,6 @@ mod records;
 mod relay;
 mod routes;
 mod scan;
-mod shadow;
 mod stamp;
 mod tenants;
 mod tls;
@@ -50,6 +49,7 @@ mod upstream;
 
 pub use check::{Reached, check};
 pub use config::{Affinity, ConfigError, GatewayConfig, JournalConfig, Mode, Stamp, TlsConfig, WindowConfig};
-pub use gateway::{Drained, Gateway, GatewayError, Handle};
+pub use gateway::{Gateway, GatewayError, Handle};
+pub use outrank_http::{BindError, Drained};
 pub use tenants::{Class, TenantConfig};
 pub use upstream::UpstreamConfig;

@@ -6,14 +6,13 @@ use axum::http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use outrank_http::{
-    ApiError, ErrorCode, METRICS_CONTENT_TYPE, REQUEST_ID, json_response, random_id, sane_request_id,
+    ApiError, ErrorCode, METRICS_CONTENT_TYPE, Outcome, REQUEST_ID, json_response, random_id, sane_request_id,
 };
 use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::describe;
 use crate::forward::{self, Unanswered};
-use crate::metrics::Outcome;
 use crate::relay::GatewayBody;
 
 const OPENAPI: &str = include_str!("openapi.json");
@@ -27,7 +26,7 @@ pub(crate) async fn serve(app: &Arc<App>, request: Request<Incoming>) -> Respons
     let mut response = match (request.method(), request.uri().path()) {
         (&Method::POST, "/v1/chat/completions") => generate(app, request, &request_id, true).await,
         (&Method::POST, "/v1/completions") => generate(app, request, &request_id, false).await,
-        _ => own(other(app, &request, &request_id)),
+        _ => own(other(app, &request, &request_id).await),
     };
     // A sane id is made of visible ASCII.
     if let Ok(value) = HeaderValue::try_from(request_id) {
@@ -46,8 +45,8 @@ async fn generate(
         Ok(response) => return response,
         Err(Unanswered::Failed(error)) => error,
         Err(Unanswered::Refused(error)) => {
-            app.metrics.count_rejection(error.code());
-            app.metrics.count_request(Outcome::Rejected);
+            app.metrics.requests.count_rejection(error.code());
+            app.metrics.requests.count_request(Outcome::Rejected);
             error
         }
     };
@@ -60,16 +59,16 @@ fn own(response: axum::response::Response) -> Response<GatewayBody> {
 }
 
 /// Serves what is not forwarded.
-fn other(app: &App, request: &Request<Incoming>, request_id: &str) -> axum::response::Response {
+async fn other(app: &App, request: &Request<Incoming>, request_id: &str) -> axum::response::Response {
     let (method, path) = (request.method(), request.uri().path());
     let response = match (method, path) {
-        (&Method::GET | &Method::HEAD, _) if is_get(path) => get(app, request, path).into_response(),
+        (&Method::GET | &Method::HEAD, _) if is_get(path) => get(app, request, path).await.into_response(),
         (_, "/v1/chat/completions" | "/v1/completions") => wrong_method(method, path, "POST"),
         _ if is_get(path) => wrong_method(method, path, "GET, HEAD"),
         _ => ApiError::unknown_route(path).into_response(),
     };
     if let Some(&ErrorCode(code)) = response.extensions().get() {
-        app.metrics.count_rejection(code);
+        app.metrics.requests.count_rejection(code);
         // The path is not logged: people put keys into the oddest places.
         tracing::debug!(%method, request_id, code, "refused");
     }
@@ -83,14 +82,18 @@ fn is_get(path: &str) -> bool {
         || path.starts_with(REQUESTS)
 }
 
-fn get(app: &App, request: &Request<Incoming>, path: &str) -> Result<axum::response::Response, ApiError> {
+async fn get(
+    app: &App,
+    request: &Request<Incoming>,
+    path: &str,
+) -> Result<axum::response::Response, ApiError> {
     if path.starts_with("/v1/") {
         app.tenants().identify(request.headers())?;
     }
     match path {
         "/v1/models" => Ok(json_response(StatusCode::OK, &describe::models(app))),
         "/v1/outrank/upstreams" => Ok(json_response(StatusCode::OK, &describe::upstreams(app))),
-        "/metrics" => metrics(app),
+        "/metrics" => metrics(app).await,
         "/openapi.json" => document(app),
         "/health/live" => Ok(json_response(StatusCode::OK, &json!({ "status": "live" }))),
         "/health" | "/health/ready" => ready(app),
@@ -102,7 +105,10 @@ fn get(app: &App, request: &Request<Incoming>, path: &str) -> Result<axum::respo
     }
 }
 
-fn metrics(app: &App) -> Result<axum::response::Response, ApiError> {
+async fn metrics(app: &App) -> Result<axum::response::Response, ApiError> {
+    if app.records.under_way() == 0 {
+        app.metrics.shadow.settle(|| app.replay()).await;
+    }
     let text = app.metrics.render(&app.desk).map_err(|error| ApiError::internal(&error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], text).into_response())
 }

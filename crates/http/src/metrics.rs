@@ -19,11 +19,6 @@ pub const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.
 /// Buckets of latencies.
 const LATENCY_BUCKETS: usize = 19;
 
-/// A histogram with buckets from a millisecond to a little over four minutes.
-pub fn latency() -> Histogram {
-    Histogram::new(exponential_buckets(0.001, 2.0, LATENCY_BUCKETS as u16))
-}
-
 /// What scoring takes, and what the predictor has learned.
 #[derive(Clone, Debug)]
 pub struct ScorerMetrics {
@@ -70,8 +65,8 @@ impl ScorerMetrics {
     }
 }
 
-/// A histogram like [`latency`] without a lock: observations are counted with single atomic additions, or collected in a
-/// [`LocalLatency`] and added together, so that nothing is shared between two tokens of a stream.
+/// A histogram with buckets from a millisecond to a little over four minutes, without a lock: observations are counted with single
+/// atomic additions, or collected in a [`LocalLatency`] and added together, so that nothing is shared between two tokens of a stream.
 #[derive(Clone, Debug, Default)]
 pub struct LatencyHistogram(Arc<Shared>);
 
@@ -164,7 +159,8 @@ mod tests {
     #[test]
     fn it_renders_what_the_ordinary_histogram_renders() {
         let (mut ours, mut theirs) = (Registry::default(), Registry::default());
-        let (lockless, ordinary) = (LatencyHistogram::default(), latency());
+        let (lockless, ordinary) =
+            (LatencyHistogram::default(), Histogram::new(exponential_buckets(0.001, 2.0, 19)));
         ours.register("it", "It", lockless.clone());
         theirs.register("it", "It", ordinary.clone());
         let mut local = LocalLatency::default();

@@ -10,7 +10,7 @@ use outrank_engine::{GenerateRequest, SamplingError, SubmitError, Token};
 
 use crate::app::{App, unix_time};
 use crate::backend::Generation;
-use crate::flight::Flight;
+use crate::flight::{Asked, Flight};
 use crate::identity::Identity;
 use crate::records::{ChoiceRecord, OpenRecord, Record};
 use crate::wire::Call;
@@ -78,15 +78,25 @@ pub(crate) async fn accept(
     let record =
         app.records.open(Record::new(completion_id, identity.request_id.clone(), unix_time(), choices));
     let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens.len() as u64).sum();
-    // Answers that could not end by themselves teach nothing.
-    let texts = outputs().map(|(prompt, _)| prompt.pending.text().filter(|_| !call.sampling.ignore_eos));
-    let texts = texts.collect();
+    let asked = outputs().map(|(prompt, _)| asked(call, prompt)).collect();
     deliver_late_scores(app, &record, prompts, call.n as usize);
     let outputs = generations.into_iter().map(|generation| generation.outputs).collect();
     Ok(Accepted {
-        flight: Flight::new(Arc::clone(app), record, arrival, outputs, texts, prompt_tokens),
+        flight: Flight::new(Arc::clone(app), record, arrival, outputs, asked, prompt_tokens),
         headers,
     })
+}
+
+fn asked(call: &Call, prompt: &ReadyPrompt) -> Asked {
+    let ends_by_itself = !call.sampling.ignore_eos;
+    Asked {
+        // Answers that could not end by themselves teach nothing.
+        text: prompt.pending.text().filter(|_| ends_by_itself),
+        prompt_tokens: u32::try_from(prompt.tokens.len()).unwrap_or(u32::MAX),
+        limit_tokens: if ends_by_itself { prompt.max_tokens } else { u32::MAX },
+        ends_by_itself,
+        length_counts: ends_by_itself || call.true_tokens.is_some(),
+    }
 }
 
 fn headers_of(generations: &[Generation], scores: &[Option<Score>]) -> HeaderMap {

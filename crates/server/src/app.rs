@@ -36,7 +36,7 @@ impl App {
         backend: Arc<dyn Backend>,
         predictor: Option<Box<dyn Predictor>>,
     ) -> std::io::Result<Self> {
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::new(config.replay.is_some()));
         let mut keys = Keys::default();
         for (owner, key) in (0..).zip(&config.api_keys) {
             keys.add(KeyDigest::of(key.as_bytes()), owner);

@@ -2,7 +2,7 @@
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use outrank_core::{Counters, Explanation, Placement, RequestId, Score};
+use outrank_core::{Counters, Explanation, Placement, RequestId, Score, Trust};
 use outrank_engine::{ChatMessage, GenerateRequest, Output, SubmitError, Token};
 use thiserror::Error;
 
@@ -56,6 +56,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Counters of the scheduler.
     fn counters(&self) -> Counters;
+
+    /// The verdict on the scores, whether or not the policy follows it.
+    fn trust(&self) -> Trust;
 
     /// Why nothing can be generated any more; `None` while all is well.
     fn stopped(&self) -> Option<String>;

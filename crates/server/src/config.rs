@@ -1,11 +1,12 @@
 //! Settings of the server.
 
+use outrank_http::Replay;
 use serde::{Deserialize, Serialize};
 
 use crate::ServerError;
 
 /// Settings of the HTTP server.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerConfig {
     /// Address to listen on.
@@ -35,6 +36,8 @@ pub struct ServerConfig {
     pub drain_retry_after_s: u64,
     /// Finished requests that `/v1/outrank/requests/{id}` remembers.
     pub max_finished_records: usize,
+    /// The policy whose savings against order of arrival are counted; without one, none are.
+    pub replay: Option<Replay>,
 }
 
 impl Default for ServerConfig {
@@ -53,6 +56,7 @@ impl Default for ServerConfig {
             drain_timeout_s: 30,
             drain_retry_after_s: 5,
             max_finished_records: 1024,
+            replay: None,
         }
     }
 }

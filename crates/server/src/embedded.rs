@@ -2,7 +2,7 @@
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
-use outrank_core::{Counters, Explanation, RequestId, Score};
+use outrank_core::{Counters, Explanation, RequestId, Score, Trust};
 use outrank_engine::{ChatMessage, EngineHandle, GenerateRequest, SubmitError, Token};
 
 use crate::backend::{Backend, Generation, PromptError};
@@ -61,6 +61,10 @@ impl Backend for EmbeddedEngine {
 
     fn counters(&self) -> Counters {
         self.handle.counters()
+    }
+
+    fn trust(&self) -> Trust {
+        self.handle.trust()
     }
 
     fn stopped(&self) -> Option<String> {

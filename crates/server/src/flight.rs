@@ -11,11 +11,9 @@ use futures_util::stream::{BoxStream, SelectAll};
 use outrank_engine::{FinishReason, Output, Timings, Token, TokenLogprobs};
 
 use crate::app::App;
-use crate::metrics::Outcome;
 use crate::records::{End, OpenRecord};
 use crate::wire::{LogprobEntry, TokenLogprob, UsageBody};
-use outrank_http::Answer;
-use outrank_http::ApiError;
+use outrank_http::{Answer, ApiError, Outcome, Served};
 
 /// Something that an output of a request produced.
 #[derive(Clone, PartialEq, Debug)]
@@ -35,12 +33,26 @@ pub(crate) struct Flight {
     /// When the request reached the server.
     arrival: Instant,
     choices: Vec<Progress>,
-    /// The prompt of each output as it was scored, where its length is worth learning from.
-    texts: Vec<Option<Arc<str>>>,
+    /// What was asked for, by output.
+    asked: Vec<Asked>,
     usage: UsageBody,
     /// Outputs that have not ended.
     open_choices: usize,
     failed: bool,
+}
+
+/// What was asked for in an output.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    /// The prompt as it was scored, where the length of the answer is worth learning from.
+    pub(crate) text: Option<Arc<str>>,
+    pub(crate) prompt_tokens: u32,
+    /// Output limit in tokens, as far as predictions may know it.
+    pub(crate) limit_tokens: u32,
+    /// Whether the answer may end before its limit.
+    pub(crate) ends_by_itself: bool,
+    /// Whether its length can be held against its prediction: it may end by itself, or repeats a recorded length.
+    pub(crate) length_counts: bool,
 }
 
 /// How far an output is.
@@ -58,10 +70,10 @@ impl Flight {
         record: OpenRecord,
         arrival: Instant,
         outputs: Vec<BoxStream<'static, Output>>,
-        texts: Vec<Option<Arc<str>>>,
+        asked: Vec<Asked>,
         prompt_tokens: u64,
     ) -> Self {
-        app.metrics.prompt_tokens.inc_by(prompt_tokens);
+        app.metrics.requests.prompt_tokens.inc_by(prompt_tokens);
         let indexed = |(index, outputs): (usize, BoxStream<'static, Output>)| {
             outputs.map(move |output| (index, output)).boxed()
         };
@@ -71,7 +83,7 @@ impl Flight {
             outputs: outputs.into_iter().enumerate().map(indexed).collect(),
             usage: UsageBody::new(prompt_tokens, 0),
             failed: false,
-            texts,
+            asked,
             app,
             record,
             arrival,
@@ -141,10 +153,10 @@ impl Flight {
         let metrics = &self.app.metrics;
         let progress = &mut self.choices[index];
         match progress.last_token_at.replace(now) {
-            None => metrics.ttft.observe((now - self.arrival).as_secs_f64()),
-            Some(last) => metrics.itl.observe((now - last).as_secs_f64()),
+            None => metrics.requests.ttft.observe((now - self.arrival).as_secs_f64()),
+            Some(last) => metrics.requests.itl.observe((now - last).as_secs_f64()),
         }
-        metrics.generation_tokens.inc();
+        metrics.requests.generation_tokens.inc();
         self.usage = UsageBody::new(self.usage.prompt_tokens, self.usage.completion_tokens + 1);
         self.record.record().update(index, |choice| choice.output_tokens += 1);
         let logprobs = logprobs?;
@@ -159,18 +171,35 @@ impl Flight {
     fn finish(&mut self, index: usize, reason: FinishReason, timings: Timings) {
         self.open_choices -= 1;
         let metrics = &self.app.metrics;
-        metrics.queue_wait.observe(timings.queue_s);
+        metrics.requests.queue_wait.observe(timings.queue_s);
         if self.open_choices == 0 {
-            metrics.e2e.observe(self.arrival.elapsed().as_secs_f64());
+            metrics.requests.e2e.observe(self.arrival.elapsed().as_secs_f64());
         }
-        let mut tokens = 0;
+        let (mut tokens, mut score) = (0, None);
         self.record.record().update(index, |choice| {
-            tokens = choice.output_tokens;
+            (tokens, score) = (choice.output_tokens, choice.score);
             choice.end = Some(End::Finished(reason, timings));
-            metrics.eta_error.observe((choice.eta_finish_s - timings.e2e_s).abs());
+            metrics.trust.note_end(choice.eta_finish_s, timings.e2e_s);
         });
-        if let Some(text) = self.texts[index].take() {
-            self.app.scorer.tell(Answer { text, tokens, censored: reason == FinishReason::Length });
+        let asked = &mut self.asked[index];
+        let capped = reason == FinishReason::Length && asked.ends_by_itself;
+        if asked.length_counts {
+            metrics.trust.note_answer(score, tokens, capped);
+        }
+        if let Some(replay) = &self.app.config.replay {
+            let served = Served {
+                arrival: self.arrival,
+                service_s: (timings.e2e_s - timings.queue_s).max(0.0),
+                prompt_tokens: asked.prompt_tokens,
+                limit_tokens: asked.limit_tokens,
+                output_tokens: tokens,
+                capped,
+                score,
+            };
+            metrics.shadow.note(served, || replay.clone());
+        }
+        if let Some(text) = asked.text.take() {
+            self.app.scorer.tell(Answer { text, tokens, censored: capped });
         }
     }
 
@@ -189,7 +218,7 @@ impl Drop for Flight {
             (false, 0) => Outcome::Completed,
             (false, _) => Outcome::Cancelled,
         };
-        self.app.metrics.count_request(outcome);
+        self.app.metrics.requests.count_request(outcome);
     }
 }
 

@@ -13,19 +13,18 @@ use crate::app::App;
 use crate::backend::Backend;
 use crate::flight::{Flight, Piece};
 use crate::identity::Identity;
-use crate::metrics::Outcome;
 use crate::sse;
 use crate::wire::{Call, Envelope, Fields, Prompt, TokenLogprob, Wire};
 use outrank_http::PendingScore;
 use outrank_http::read_json_body;
-use outrank_http::{ApiError, json_response};
+use outrank_http::{ApiError, Outcome, json_response};
 
 /// Serves a generation request of protocol `W`.
 pub(crate) async fn serve<W: Wire>(app: Arc<App>, identity: Identity, request: Request<Body>) -> Response {
     match generate::<W>(&app, &identity, request).await {
         Ok(response) => response,
         Err(refusal) => {
-            app.metrics.count_request(Outcome::Rejected);
+            app.metrics.requests.count_request(Outcome::Rejected);
             refusal.into_response()
         }
     }

@@ -23,5 +23,7 @@ mod wire;
 pub use backend::{Backend, Generation, PromptError};
 pub use config::ServerConfig;
 pub use embedded::EmbeddedEngine;
-pub use outrank_http::{AdaptiveRanker, Answer, Learned, Predictor, ranker_scores};
-pub use server::{Drained, Server, ServerError};
+pub use outrank_http::{
+    AdaptiveRanker, Answer, BindError, Drained, Learned, Predictor, Replay, ranker_scores,
+};
+pub use server::{Server, ServerError};

@@ -5,64 +5,24 @@
 
 use std::sync::atomic::Ordering;
 
-use outrank_core::Counters;
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use outrank_core::{Counters, Trust};
+use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use outrank_http::{ScorerMetrics, latency};
+use outrank_http::{RequestMetrics, ScorerMetrics, Shadow, TrustMetrics};
 
-/// What became of a request.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Outcome {
-    /// Answered in full.
-    Completed,
-    /// The client left.
-    Cancelled,
-    /// Accepted, and then not finished.
-    Failed,
-    /// Not accepted.
-    Rejected,
-}
-
-impl Outcome {
-    fn label(self) -> OutcomeLabel {
-        let outcome = match self {
-            Self::Completed => "completed",
-            Self::Cancelled => "cancelled",
-            Self::Failed => "failed",
-            Self::Rejected => "rejected",
-        };
-        OutcomeLabel { outcome }
-    }
-}
-
-#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
-struct OutcomeLabel {
-    outcome: &'static str,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
-struct ReasonLabel {
-    reason: &'static str,
-}
-
-/// The metrics. Latencies are of single outputs (a request with `n` of them counts `n` times), except `e2e`.
-#[derive(Debug)]
+/// The metrics.
+#[derive(Debug, Default)]
 pub(crate) struct Metrics {
     registry: Registry,
-    requests: Family<OutcomeLabel, Counter>,
-    rejections: Family<ReasonLabel, Counter>,
-    pub(crate) queue_wait: Histogram,
-    pub(crate) ttft: Histogram,
-    pub(crate) itl: Histogram,
-    pub(crate) e2e: Histogram,
-    pub(crate) eta_error: Histogram,
-    pub(crate) prompt_tokens: Counter,
-    pub(crate) generation_tokens: Counter,
+    /// Outcomes and latencies; `e2e` is of the whole request, the others of each output.
+    pub(crate) requests: RequestMetrics,
+    /// How far predictions are to be trusted.
+    pub(crate) trust: TrustMetrics,
+    /// What the policy saves.
+    pub(crate) shadow: Shadow,
     /// What scoring takes, and what the predictor has learned.
     pub(crate) scorer: ScorerMetrics,
     scheduler: SchedulerMetrics,
@@ -81,37 +41,20 @@ struct SchedulerMetrics {
 }
 
 impl Metrics {
-    /// Metrics at zero.
-    pub(crate) fn new() -> Self {
-        let mut metrics = Self {
-            registry: Registry::with_prefix("outrank"),
-            requests: Family::default(),
-            rejections: Family::default(),
-            queue_wait: latency(),
-            ttft: latency(),
-            itl: latency(),
-            e2e: latency(),
-            eta_error: latency(),
-            prompt_tokens: Counter::default(),
-            generation_tokens: Counter::default(),
-            scorer: ScorerMetrics::default(),
-            scheduler: SchedulerMetrics::default(),
-        };
+    /// Metrics at zero; `replays` says whether savings are counted.
+    pub(crate) fn new(replays: bool) -> Self {
+        let mut metrics = Self { registry: Registry::with_prefix("outrank"), ..Self::default() };
         metrics.register();
+        if replays {
+            metrics.shadow.register(&mut metrics.registry);
+        }
         metrics
     }
 
     fn register(&mut self) {
         let (to, scheduler) = (&mut self.registry, &self.scheduler);
-        to.register("requests", "Generation requests by what became of them", self.requests.clone());
-        to.register("rejections", "Refused requests by error code", self.rejections.clone());
-        to.register("queue_wait_seconds", "From arrival to the first seat", self.queue_wait.clone());
-        to.register("ttft_seconds", "From arrival to the first output token", self.ttft.clone());
-        to.register("itl_seconds", "Between two tokens of an output", self.itl.clone());
-        to.register("e2e_seconds", "From arrival to the last token of the last output", self.e2e.clone());
-        to.register("eta_error_seconds", "Between expected and true end, either way", self.eta_error.clone());
-        to.register("prompt_tokens", "Prompt tokens accepted", self.prompt_tokens.clone());
-        to.register("generation_tokens", "Output tokens generated", self.generation_tokens.clone());
+        self.requests.register(to);
+        self.trust.register(to);
         self.scorer.register(to);
         to.register("queue_depth", "Outputs waiting for a seat", scheduler.queue_depth.clone());
         to.register("running", "Outputs with a seat", scheduler.running.clone());
@@ -126,18 +69,9 @@ impl Metrics {
         );
     }
 
-    /// Counts a generation request that has ended or was not accepted.
-    pub(crate) fn count_request(&self, outcome: Outcome) {
-        self.requests.get_or_create(&outcome.label()).inc();
-    }
-
-    /// Counts a refusal.
-    pub(crate) fn count_rejection(&self, reason: &'static str) {
-        self.rejections.get_or_create(&ReasonLabel { reason }).inc();
-    }
-
     /// All metrics as OpenMetrics text.
-    pub(crate) fn render(&self, counters: &Counters) -> Result<String, std::fmt::Error> {
+    pub(crate) fn render(&self, counters: &Counters, trust: Trust) -> Result<String, std::fmt::Error> {
+        self.trust.refresh(trust);
         self.scheduler.refresh(counters);
         let mut rendered = String::new();
         text::encode(&mut rendered, &self.registry)?;

@@ -14,7 +14,7 @@ use crate::ServerConfig;
 use crate::app::App;
 use crate::backend::Backend;
 use crate::routes::router;
-use outrank_http::Predictor;
+use outrank_http::{BindError, Drained, Predictor, listen_on};
 
 /// How long connections may take to close after the last request has ended or was given up.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -22,24 +22,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Why the server could not start or had to stop.
 #[derive(Debug, Error)]
 pub enum ServerError {
-    /// Another process listens on the port.
-    #[error("port {port} of {host} is in use: stop the program that listens there, or choose another port")]
-    PortInUse {
-        /// Address asked for.
-        host: String,
-        /// Port asked for.
-        port: u16,
-    },
-    /// The address cannot be listened on.
-    #[error("cannot listen on {host}:{port}: {source}; check host and port")]
-    Bind {
-        /// Address asked for.
-        host: String,
-        /// Port asked for.
-        port: u16,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// The port could not be had.
+    #[error(transparent)]
+    Bind(#[from] BindError),
     /// A setting makes no sense.
     #[error("{0}")]
     Config(&'static str),
@@ -51,13 +36,6 @@ pub enum ServerError {
         /// What the system said.
         source: io::Error,
     },
-}
-
-/// How the last requests ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Drained {
-    /// Requests that were given up when the drain timeout passed.
-    pub abandoned_requests: usize,
 }
 
 /// A server that has its port.
@@ -78,14 +56,7 @@ impl Server {
         predictor: Option<Box<dyn Predictor>>,
     ) -> Result<Self, ServerError> {
         config.check()?;
-        let (host, port) = (config.host.clone(), config.port);
-        let listener = match TcpListener::bind((host.as_str(), port)).await {
-            Ok(listener) => listener,
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                return Err(ServerError::PortInUse { host, port });
-            }
-            Err(source) => return Err(ServerError::Bind { host, port, source }),
-        };
+        let listener = listen_on(&config.host, config.port).await?;
         let local_addr = listener
             .local_addr()
             .map_err(|source| ServerError::Io { what: "cannot read the address", source })?;

@@ -7,28 +7,8 @@ impl Scheduler {
     /// Everything known about a request, or `None` if it has left or never came.
     pub fn explain(&self, now: Timestamp, id: RequestId) -> Option<Explanation> {
         let slot = *self.slots.get(&id)?;
-        let entry = &self.entries[slot];
-        let view = entry.view(&self.estimates);
-        let Placement { position, eta } = self.placement(now, slot);
-        Some(Explanation {
-            id,
-            policy: self.policy.name().into(),
-            state: entry.state,
-            position,
-            score: view.score,
-            generated_tokens: entry.generated_tokens,
-            remaining_tokens: view.remaining_tokens(),
-            eta,
-            waited_s: now.since(entry.request.arrival).as_secs_f64(),
-            key: self.policy.key(&view).value(),
-            overtaken_by: match entry.state {
-                State::Waiting => self.overtakes.overtaken_by(entry.number),
-                State::Paused | State::Running => entry.overtaken_by,
-            },
-            preemptions: entry.preemptions,
-            promoted: entry.promoted,
-            why: self.policy.why(&view),
-        })
+        let (policy, placement) = (&*self.policy, self.placement(now, slot));
+        Some(self.entries[slot].explain(now, policy, &self.estimates, placement, &self.overtakes))
     }
 
     /// Position and expected times. The estimate assumes that nobody else arrives and that seats stay as busy as

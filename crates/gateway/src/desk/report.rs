@@ -95,7 +95,10 @@ impl State {
                 running: pool.held.occupancy().1 + pool.stamped.occupancy().1,
                 backlog_s: pool.held.backlog_s().max(pool.stamped.backlog_s()),
                 decode_s: pool.held.service().decode_s,
-                trusted: pool.held.trust() == Trust::Trusted && pool.stamped.trust() == Trust::Trusted,
+                // The verdict, not what it leads to: in shadow mode nobody follows it.
+                trusted: [&pool.held, &pool.stamped]
+                    .iter()
+                    .all(|book| book.monitor().trust() == Trust::Trusted),
                 concordance: pool.held.monitor().concordance().map(|(ratio, _)| ratio),
                 overtakes: pool.held.overtakes(),
             })

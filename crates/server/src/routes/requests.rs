@@ -7,16 +7,13 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, Uri};
 use axum::response::Response;
 use futures_util::future::join_all;
-use outrank_core::{Explanation, Score, State as Stage};
+use outrank_core::{Explanation, State as Stage};
 use outrank_engine::FinishReason;
 use serde::Serialize;
 
 use crate::app::App;
 use crate::records::{ChoiceRecord, End, Record};
-use outrank_http::{ApiError, json_response};
-
-/// Probability with which the true length lies in the interval of [`Score::interval`].
-const INTERVAL_PROBABILITY: f64 = 0.8;
+use outrank_http::{ApiError, PredictedTokens, json_response, milliseconds};
 
 #[derive(Serialize)]
 struct RequestBody {
@@ -40,14 +37,6 @@ struct ChoiceBody {
     expected_e2e_ms: f64,
     schedule: Option<ScheduleBody>,
     timings: Option<TimingsBody>,
-}
-
-#[derive(Serialize)]
-struct PredictedTokens {
-    median: f32,
-    low: f32,
-    high: f32,
-    probability: f64,
 }
 
 #[derive(Serialize)]
@@ -81,7 +70,8 @@ pub(crate) async fn one(
 ) -> Result<Response, ApiError> {
     // An id that is not UTF-8 is the id of no request.
     let id = id.map_or_else(|_| uri.path().to_owned(), |Path(id)| id);
-    let record = app.records.find(&id).ok_or_else(|| ApiError::unknown_request(&id))?;
+    let record = app.records.find(&id).or_else(|| app.records.get(&id));
+    let record = record.ok_or_else(|| ApiError::unknown_request(&id))?;
     let body = describe(&app, &record).await;
     Ok(json_response(StatusCode::OK, &body))
 }
@@ -118,7 +108,7 @@ fn describe_choice(index: usize, choice: &ChoiceRecord, explanation: Option<Expl
         index,
         status,
         finish_reason,
-        predicted_tokens: score.map(predicted),
+        predicted_tokens: score.map(PredictedTokens::from),
         output_tokens: choice.output_tokens,
         expected_e2e_ms: milliseconds(choice.eta_finish_s),
         schedule: explanation.map(schedule),
@@ -147,11 +137,6 @@ fn schedule(known: Explanation) -> ScheduleBody {
     }
 }
 
-fn predicted(score: Score) -> PredictedTokens {
-    let (low, high) = score.interval();
-    PredictedTokens { median: score.median_tokens(), low, high, probability: INTERVAL_PROBABILITY }
-}
-
 /// The status of a request from those of its outputs.
 fn status_of_all(choices: &[ChoiceRecord]) -> &'static str {
     let any = |wanted: fn(&Option<End>) -> bool| choices.iter().any(|choice| wanted(&choice.end));
@@ -172,9 +157,4 @@ fn stage_word(stage: Stage) -> &'static str {
         Stage::Paused => "paused",
         Stage::Running => "running",
     }
-}
-
-/// Milliseconds with three decimals.
-fn milliseconds(seconds: f64) -> f64 {
-    (seconds * 1e6).round() / 1e3
 }

@@ -13,3 +13,4 @@ mod refusals;
 mod scoring;
 mod scripted;
 mod support;
+mod trust;

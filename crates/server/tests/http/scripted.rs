@@ -8,7 +8,7 @@ use futures_util::future::{BoxFuture, ready};
 use futures_util::{FutureExt, StreamExt, stream};
 use outrank_core::{
     Capacity, Counters, Event, Explanation, MonitorSettings, Request, RequestId, Scheduler, SchedulerConfig,
-    Score, ServiceModel, SwitchCost, Timestamp, blocks_for, policies,
+    Score, ServiceModel, SwitchCost, Timestamp, Trust, blocks_for, policies,
 };
 use outrank_engine::{
     ChatMessage, FinishReason, GenerateRequest, Output, SubmitError, Timings, Token, TokenLogprobs, Usage,
@@ -55,6 +55,8 @@ struct State {
 struct Live {
     request: GenerateRequest,
     generated: u32,
+    /// When it took its seat: every seat makes a token a step.
+    seated: Option<Instant>,
     output: mpsc::UnboundedSender<Output>,
 }
 
@@ -183,6 +185,7 @@ impl Live {
             top: (0..Token::from(top)).map(|i| (REPLY_TOKENS + i % 5, -0.5 - i as f32)).collect(),
         });
         self.generated += 1;
+        let seated = *self.seated.get_or_insert_with(Instant::now);
         self.output.send(Output::Token { text: REPLY[nth].into(), token, logprobs }).ok();
         let reason = if self.generated == sampling.max_tokens {
             FinishReason::Length
@@ -193,7 +196,8 @@ impl Live {
         };
         let usage = Usage { prompt_tokens: self.request.prompt.len() as u32, output_tokens: self.generated };
         let e2e_s = self.request.arrival.elapsed().as_secs_f64();
-        let timings = Timings { queue_s: 0.0, ttft_s: e2e_s, e2e_s, preemptions: 0 };
+        let queue_s = (seated - self.request.arrival).as_secs_f64();
+        let timings = Timings { queue_s, ttft_s: queue_s, e2e_s, preemptions: 0 };
         self.output.send(Output::Finished { reason, usage, timings }).ok();
         true
     }
@@ -226,6 +230,7 @@ impl Backend for Scripted {
         state.next_id += 1;
         let facts = Request {
             true_tokens: request.true_tokens,
+            limit_is_recorded: request.true_tokens.is_some() && request.sampling.ignore_eos,
             ..Request::new(state.next_id, now, request.prompt.len() as u32, request.sampling.max_tokens)
         };
         let id = facts.id;
@@ -235,7 +240,7 @@ impl Backend for Scripted {
         };
         let (output, outputs) = mpsc::unbounded_channel();
         state.seen.push(request.clone());
-        state.live.insert(id, Live { request, generated: 0, output });
+        state.live.insert(id, Live { request, generated: 0, seated: None, output });
         let ticket = Ticket(self.clone(), id);
         let outputs = stream::unfold((outputs, ticket), |(mut outputs, ticket)| async {
             outputs.recv().await.map(|output| (output, (outputs, ticket)))
@@ -256,6 +261,10 @@ impl Backend for Scripted {
 
     fn counters(&self) -> Counters {
         self.lock().scheduler.counters()
+    }
+
+    fn trust(&self) -> Trust {
+        self.lock().scheduler.monitor().trust()
     }
 
     fn stopped(&self) -> Option<String> {
