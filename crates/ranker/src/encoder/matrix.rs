@@ -3,25 +3,37 @@
 //! Every output is a sum over the inputs in their order, whatever the vector width: the same numbers on every machine that
 //! has fused multiply-add (without it they differ in the last bit).
 
+use wide::f32x8;
+
 /// Outputs that are summed at a time; a layer's outputs are padded to a multiple of it.
 pub(super) const LANES: usize = 16;
 
-/// Rows that are summed at a time: as many sums as there are vector registers to hold them.
-const ROWS: usize = if cfg!(target_feature = "avx512f") { 8 } else { 6 };
+/// Rows that are summed at a time: with [`LANES`] outputs each, as many sums as there are vector registers to hold them.
+const ROWS: usize = 6;
 
 /// `x W + b`, with the outputs in blocks of [`LANES`]: block, input, lane.
 #[derive(Debug)]
 pub(super) struct Linear {
     inputs: usize,
     outputs: usize,
-    weights: Vec<[f32; LANES]>,
-    bias: Vec<[f32; LANES]>,
+    weights: Vec<[f32x8; 2]>,
+    bias: Vec<[f32x8; 2]>,
 }
 
+/// Two vectors of the first [`LANES`] values.
 #[inline(always)]
-pub(super) fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
-    // Without the instruction `mul_add` is a function call, a hundred times slower.
-    if cfg!(any(target_feature = "fma", target_arch = "aarch64")) { a.mul_add(b, c) } else { a * b + c }
+pub(super) fn two(values: &[f32]) -> [f32x8; 2] {
+    let vector = |from: usize| f32x8::new(std::array::from_fn(|lane| values[from + lane]));
+    [vector(0), vector(LANES / 2)]
+}
+
+/// The values of two vectors.
+#[inline(always)]
+pub(super) fn lanes(vectors: &[f32x8; 2]) -> [f32; LANES] {
+    let mut values = [0.0; LANES];
+    values[..LANES / 2].copy_from_slice(&vectors[0].to_array());
+    values[LANES / 2..].copy_from_slice(&vectors[1].to_array());
+    values
 }
 
 impl Linear {
@@ -32,7 +44,7 @@ impl Linear {
         let pad = |values: &[f32]| {
             let mut lanes = [0.0; LANES];
             lanes[..values.len()].copy_from_slice(values);
-            lanes
+            two(&lanes)
         };
         let blocks = || (0..outputs).step_by(LANES).map(|from| from..outputs.min(from + LANES));
         Self {
@@ -82,17 +94,16 @@ impl Linear {
         for (block, (weights, bias)) in self.weights.chunks_exact(self.inputs).zip(&self.bias).enumerate() {
             let mut sums = [*bias; N];
             for (index, lanes) in weights.iter().enumerate() {
-                for (sums, input) in sums.iter_mut().zip(&inputs) {
-                    let value = input[index];
-                    for (sum, &weight) in sums.iter_mut().zip(lanes) {
-                        *sum = multiply_add(value, weight, *sum);
-                    }
+                for row in 0..N {
+                    let value = f32x8::splat(inputs[row][index]);
+                    sums[row][0] = value.mul_add(lanes[0], sums[row][0]);
+                    sums[row][1] = value.mul_add(lanes[1], sums[row][1]);
                 }
             }
             let from = block * LANES;
             let kept = LANES.min(self.outputs - from);
             for (row, sums) in sums.iter().enumerate() {
-                write(first + row, from, &sums[..kept]);
+                write(first + row, from, &lanes(sums)[..kept]);
             }
         }
     }

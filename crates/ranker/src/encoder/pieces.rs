@@ -16,7 +16,7 @@ const END: u16 = 102;
 const MAX_WORD: usize = 100;
 
 /// Bytes of text that are read from either end; more pieces than are wanted stand in them, in all but odd texts.
-const MAX_BYTES: usize = 1 << 10;
+const MAX_BYTES: usize = 384;
 
 const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
 
