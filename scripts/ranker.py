@@ -31,6 +31,8 @@ OWN = Path(__file__).parent.parent / "traces" / "estimated-lengths.jsonl.gz"
 FAMILIES = {"alpaca": "alpaca", "halueval": "alpaca", "mmlupro": "mmlupro", "mixed": "mixed"}
 # Shares prompts with many: in no prior.
 IN_NO_PRIOR = "mixed"
+# The family for which the program has an encoder that never saw it: the one that ships saw its learned part.
+APART = "mmlupro"
 # Rows that a family brings to a prior, so that no big one drowns the others.
 PRIOR_ROWS = 3000
 SIZES = [30, 100, 300, 1000, 3000, 10_000]
@@ -38,6 +40,7 @@ CURVES = ["alpaca-davinci003", "mmlupro-llama31-8b", "instructionwild-llama32-3b
 LEFT_OUT = ["flask-gpt4", "flask-llama2-chat-13b", "mmlupro-llama31-8b", "instructionwild-llama32-3b"]
 ADAPTING = ["mmlupro-llama31-8b", "mmlupro-qwen15-7b", "mmlupro-gemini15-flash", "mmlupro-mistral-7b",
             "instructionwild-llama32-3b", "flask-gpt4"]
+SEEDS = [1]
 POINTS = [0, 100, 300, 1000, 3000]
 COMPARED = ["instructionwild-llama32-3b", "mmlupro-llama31-8b", "alpaca-libre-gpt35", "mixed-smollm2-135m-t1"]
 OBJECTIVES = ["listmle", "pairwise", "regression"]
@@ -108,6 +111,7 @@ class Results:
 class Bench:
     def __init__(self, outrank, data, folder):
         self.outrank, self.data, self.folder = outrank, Path(data) / "length", Path(folder)
+        self.folder.mkdir(exist_ok=True)
         self.names = sorted(path.name.removesuffix(".jsonl.gz") for path in self.data.glob("*.jsonl.gz"))
         self.rows = {}
         for name in self.names:
@@ -191,6 +195,7 @@ def table(head, rows):
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--outrank", required=True)
+    args.add_argument("--apart", required=True, help="the same program with an encoder that never saw mmlupro (bench/encoder/README.md)")
     args.add_argument("--data", required=True)
     args.add_argument("--out", required=True)
     args.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 3))
@@ -199,29 +204,31 @@ def main():
     results = Results(args.results)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
         bench = Bench(args.outrank, args.data, folder)
+        apart = Bench(args.apart, args.data, Path(folder) / APART)
+        bench_of = lambda name: apart if family(name) == APART else bench
         priors = {}
         lock = {family(name): threading.Lock() for name in bench.names}
 
         def prior_of(name):
             with lock[family(name)]:
                 if family(name) not in priors:
-                    priors[family(name)] = bench.prior(family(name))
+                    priors[family(name)] = bench_of(name).prior(family(name))
             return priors[family(name)]
 
         held_out_of = lambda name, *more: ("eval", "--held-out", "--trace", bench.data / f"{name}.jsonl.gz", "--ranker", prior_of(name), *more)
         work = {
-            "alone": lambda name: bench.train(name, "none"),
-            "helped": lambda name: bench.train(name, prior_of(name)),
-            "curve": lambda name, size, prior: bench.train(name, "none" if prior == "none" else prior_of(name), size),
-            "cold": lambda name: bench.run(*held_out_of(name)),
-            "adapting": lambda name, seed: bench.run(*held_out_of(name, "--adaptation", "--seed", seed)),
-            "scored": bench.scored,
-            "drift": bench.drift,
+            "alone": lambda name: bench_of(name).train(name, "none"),
+            "helped": lambda name: bench_of(name).train(name, prior_of(name)),
+            "curve": lambda name, size, prior: bench_of(name).train(name, "none" if prior == "none" else prior_of(name), size),
+            "cold": lambda name: bench_of(name).run(*held_out_of(name)),
+            "adapting": lambda name, seed: bench_of(name).run(*held_out_of(name, "--adaptation", "--seed", seed)),
+            "scored": lambda name, how: bench_of(name).scored(name, how),
+            "drift": lambda name: bench_of(name).drift(name),
             "floor": lambda name, size: floor(bench.split(name)[0][:size], bench.split(name)[1]),
         }
         start = lambda kind, *args: pool.submit(results.get, kind, work[kind], *args)
         # Those that take longest go first.
-        adapting = {(name, seed): start("adapting", name, seed) for name in ADAPTING for seed in (1, 2, 3)}
+        adapting = {(name, seed): start("adapting", name, seed) for name in ADAPTING for seed in SEEDS}
         helped = {name: start("helped", name) for name in bench.names}
         alone = {name: start("alone", name) for name in bench.names}
         drifting = {name: start("drift", name) for name in DRIFTING}
@@ -245,7 +252,7 @@ def document(bench, floors, alone, helped, floor_at, curves, cold, adapting):
     encoder = json.loads(ENCODER.read_text()) if ENCODER.is_file() else {"own": {}, "left_out": {}}
     encoded = {name: encoder["own"].get(name, {}).get("tau_b") for name in bench.names}
     rows = [[name, three(floors[name]), three(alone[name][0]), three(helped[name][0]), f"{helped[name][0] - floors[name]:+.3f}",
-             three(encoded[name]), three(helped[name][1]["interval_80_coverage"]), f"{helped[name][1]['us_per_prompt']:.0f}"]
+             three(encoded[name]), three(helped[name][1]["interval_80_coverage"]), f"{helped[name][1]['us_per_prompt']:.0f}, {helped[name][1]['us_p99']:.0f}"]
             for name in bench.names]
     mean = lambda values: statistics.mean(values)
     taus = [helped[name][0] for name in bench.names]
@@ -253,7 +260,7 @@ def document(bench, floors, alone, helped, floor_at, curves, cold, adapting):
                  f"**{mean(taus):.3f}**", f"**{mean(taus) - mean(floors.values()):+.3f}**",
                  f"**{mean(encoded.values()):.3f}**" if all(encoded.values()) else "-",
                  three(mean([report["interval_80_coverage"] for _, report in helped.values()])), ""])
-    parts.append(table(["trace", "floor", "alone", "with a prior", "over the floor", "MiniLM", "within 80 %", "us a prompt"], rows))
+    parts.append(table(["trace", "floor", "alone", "with a prior", "over the floor", "MiniLM", "within 80 %", "us a prompt, p99"], rows))
     parts.append("\n## Tau-b against the number of prompts learned from\n")
     rows = []
     for name in CURVES:
@@ -270,14 +277,14 @@ def document(bench, floors, alone, helped, floor_at, curves, cold, adapting):
         rows.append([name, three(tau), three(inside), f"{tau / inside:.2f}", three(encoder["left_out"].get(name))])
     parts.append(table(["trace", "never seen", "trained on it", "ratio", "MiniLM, never seen"], rows))
     parts.append("\n## Adaptation while serving\n\nThe same prior hears answers one by one, as in `outrank serve` (median of "
-                 "three orders); last column: trained offline on all of them.\n")
+                 f"{len(SEEDS)} orders); last column: trained offline on all of them.\n")
     rows = []
     for name in ADAPTING:
         cells = []
         for point in POINTS:
-            found = [p["tau_b"] for seed in (1, 2, 3) for p in adapting[name, seed]["adaptation"][0]["points"] if p["observed"] == point]
+            found = [p["tau_b"] for seed in SEEDS for p in adapting[name, seed]["adaptation"][0]["points"] if p["observed"] == point]
             cells.append(three(statistics.median(found)) if found else "")
-        last = [adapting[name, seed]["adaptation"][0]["points"][-1] for seed in (1, 2, 3)]
+        last = [adapting[name, seed]["adaptation"][0]["points"][-1] for seed in SEEDS]
         cells.append(f"{statistics.median(p['tau_b'] for p in last):.3f} ({last[0]['observed']:,})")
         rows.append([name, *cells, three(helped[name][0])])
     parts.append(table(["trace", *(f"{point:,}" for point in POINTS), "all", "offline"], rows))

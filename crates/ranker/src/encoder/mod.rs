@@ -2,10 +2,10 @@
 //!
 //! Two layers of a transformer, 64 wide, over the first and the last 32 word pieces of a request. It was made outside of this
 //! program (`bench/encoder`): MiniLM-L6 was fine-tuned to order prompts by the lengths of their answers, and this one
-//! learned to say what that one says, at a hundredth of the cost. Its outputs are features like any other ([`crate::features`]):
-//! a trainer that learns from a trace decides how far they are believed, so a ranker stays linear, learns in seconds,
-//! and goes on learning while it serves. It was shown the learned part of traces with an MIT or Apache-2.0 licence, and the
-//! project's own prompts; never a held-out prompt.
+//! learned to say what that one says, at a hundredth of the cost. What it says is one feature among the others
+//! ([`crate::features`]): a trainer that learns from a trace decides how far it is believed, so a ranker stays linear, learns
+//! in seconds, and goes on learning while it serves. It was shown the learned part of traces with an MIT or Apache-2.0
+//! licence, and the project's own prompts; never a held-out prompt.
 
 mod file;
 mod matrix;
@@ -17,10 +17,6 @@ use std::sync::LazyLock;
 use file::Weights;
 use pieces::Vocabulary;
 
-/// Numbers that come out: the first is a guess at the standardised ln-length of the answer, the others are the 32 directions
-/// in which the guesses of its teachers vary most.
-pub const OUTPUTS: usize = 33;
-
 const FILE: &[u8] = include_bytes!("../../assets/encoder.bin");
 
 static SHIPPED: LazyLock<Encoder> = LazyLock::new(|| match Encoder::from_bytes(FILE) {
@@ -30,7 +26,7 @@ static SHIPPED: LazyLock<Encoder> = LazyLock::new(|| match Encoder::from_bytes(F
 
 /// The encoder; one is shared by all threads.
 #[derive(Debug)]
-pub struct Encoder {
+pub(crate) struct Encoder {
     vocabulary: Vocabulary,
     weights: Weights,
 }
@@ -44,20 +40,21 @@ pub(crate) struct Scratch {
 
 impl Encoder {
     /// The encoder inside the program. The first call unpacks it, in a few milliseconds.
-    pub fn shipped() -> &'static Self {
+    pub(crate) fn shipped() -> &'static Self {
         &SHIPPED
     }
 
     fn from_bytes(bytes: &[u8]) -> Result<Self, &'static str> {
         let (prints, weights) = file::read(bytes)?;
-        if weights.shape.outputs != OUTPUTS {
-            return Err("other outputs than the features have room for");
+        if weights.shape.outputs != 1 {
+            return Err("more than one output");
         }
         Ok(Self { vocabulary: Vocabulary::new(&prints), weights })
     }
 
-    /// What it makes of a text. Deterministic; any text will do.
-    pub(crate) fn encode(&self, text: &str, scratch: &mut Scratch) -> [f32; OUTPUTS] {
+    /// What it guesses of the length of the answer to a text: about ln(tokens), with a mean of 0 and a standard deviation
+    /// of 1 over the prompts that it has read. Deterministic; any text will do.
+    pub(crate) fn guess(&self, text: &str, scratch: &mut Scratch) -> f32 {
         self.vocabulary.pieces(text, self.weights.shape.half, &mut scratch.pieces);
         network::run(&self.weights, &scratch.pieces, &mut scratch.network)
     }
@@ -80,28 +77,17 @@ mod tests {
     #[test]
     fn what_asks_for_more_is_said_to_be_longer() {
         let mut scratch = Scratch::default();
-        let mut length = |text: &str| Encoder::shipped().encode(text, &mut scratch)[0];
+        let mut length = |text: &str| Encoder::shipped().guess(text, &mut scratch);
         let short = length("Is Paris the capital of France? Answer yes or no.");
         let long = length("Write a detailed essay about the causes of the French Revolution.");
         assert!(long > short + 1.0, "{short} {long}");
     }
 
     #[test]
-    #[ignore]
-    fn dump() {
-        let mut scratch = Scratch::default();
-        for text in std::fs::read_to_string("/tmp/exp/texts.txt").unwrap().split('\u{1}') {
-            let out = Encoder::shipped().encode(text, &mut scratch);
-            println!("{:?} {:?}", scratch.pieces, &out[..3]);
-        }
-    }
-
-    #[test]
-    fn any_text_gives_finite_numbers() {
+    fn any_text_gives_a_finite_number() {
         let mut scratch = Scratch::default();
         for text in ["", " ", "\u{0}", "日本の首都は?", "a\u{301}\u{301}", &"x".repeat(5000), &"word ".repeat(9000)] {
-            let out = Encoder::shipped().encode(text, &mut scratch);
-            assert!(out.iter().all(|value| value.is_finite()), "{text:?}");
+            assert!(Encoder::shipped().guess(text, &mut scratch).is_finite(), "{text:?}");
         }
     }
 }

@@ -1,6 +1,5 @@
-//! The transformer: pieces in, numbers out.
+//! The transformer: pieces in, a guess out.
 
-use super::OUTPUTS;
 use super::file::{Layer, Norm, Weights};
 use super::matrix::{LANES, lanes, two};
 
@@ -29,7 +28,7 @@ pub(super) struct Scratch {
 }
 
 /// Runs the network on at least one piece, and at most as many as it has places for.
-pub(super) fn run(weights: &Weights, pieces: &[u16], scratch: &mut Scratch) -> [f32; OUTPUTS] {
+pub(super) fn run(weights: &Weights, pieces: &[u16], scratch: &mut Scratch) -> f32 {
     let width = weights.shape.width;
     scratch.x.clear();
     for (&piece, place) in pieces.iter().zip(weights.places.chunks_exact(width)) {
@@ -141,7 +140,7 @@ fn add(to: &mut [f32], values: &[f32]) {
 }
 
 /// Mean, largest and attended sum of all places, and how many there are; then two layers.
-fn pool(weights: &Weights, scratch: &mut Scratch) -> [f32; OUTPUTS] {
+fn pool(weights: &Weights, scratch: &mut Scratch) -> f32 {
     let width = weights.shape.width;
     let Scratch { x, normed, .. } = scratch;
     norm(&weights.norm, x, normed);
@@ -167,9 +166,9 @@ fn pool(weights: &Weights, scratch: &mut Scratch) -> [f32; OUTPUTS] {
     weights.hidden.run(&pooled, |_, from, values| {
         hidden[from..][..values.len()].iter_mut().zip(values).for_each(|(out, &value)| *out = value.max(0.0));
     });
-    let mut out = [0.0; OUTPUTS];
-    weights.outputs.run(&hidden, |_, from, values| out[from..][..values.len()].copy_from_slice(values));
-    out
+    let mut guess = 0.0;
+    weights.outputs.run(&hidden, |_, _, values| guess = values[0]);
+    guess
 }
 
 /// Exponentials of the first `places` scores of each query over the largest of them, in place, the rest nothing; returns

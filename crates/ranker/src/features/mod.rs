@@ -4,7 +4,8 @@
 //! the group is scaled to a fixed Euclidean norm, so that a long prompt weighs as much as a short one:
 //! words (1-grams and 2-grams), characters (4-grams within words and across their edges), the first words, the last words, and the first
 //! words of sentences. Surface facts follow the buckets, one index each. Prompts that offer choices to pick from have
-//! features of their own (`choices.rs`). Nothing is allocated per n-gram: a [`Scratch`] is reused from prompt to prompt.
+//! features of their own (`choices.rs`). Last comes one number: what a small encoder that has read much more than a trace
+//! guesses of the length (`encoder`). Nothing is allocated per n-gram: a [`Scratch`] is reused from prompt to prompt.
 
 mod choices;
 mod entries;
@@ -19,7 +20,7 @@ pub(crate) use packed::{pack, sort, unpack};
 use scan::{Counts, Kind, Word};
 pub use surface::SURFACE;
 
-use crate::encoder::{self, Encoder, OUTPUTS};
+use crate::encoder::{self, Encoder};
 use crate::trace::{CONTEXT_END, split_facts};
 
 /// Hashed buckets: 2^18.
@@ -27,10 +28,10 @@ pub const BUCKETS: usize = 1 << BUCKET_BITS;
 
 /// Features in all: the hashed buckets, the surface facts, the surface facts of prompts that offer choices, and what the
 /// encoder says.
-pub const DIMENSIONS: usize = ENCODED + OUTPUTS;
+pub const DIMENSIONS: usize = GUESS + 1;
 
-/// The first of what the encoder says.
-const ENCODED: usize = BUCKETS + 2 * SURFACE;
+/// The encoder's guess.
+const GUESS: usize = BUCKETS + 2 * SURFACE;
 
 /// Bytes read from the start of the request; what lies between head and tail is not read.
 pub const MAX_HEAD_BYTES: usize = 6 << 10;
@@ -50,10 +51,6 @@ const TAIL_NORM: f32 = 0.5;
 const SENTENCES_NORM: f32 = 0.7;
 const CONTEXT_NORM: f32 = 0.5;
 const REQUEST_NORM: f32 = 1.0;
-
-/// How much the encoder's guess counts beside the hashed groups, and each of its other directions.
-const GUESS_SCALE: f32 = 1.0;
-const DIRECTION_SCALE: f32 = 0.3;
 
 /// Feature groups: the same word in two groups falls in two buckets.
 mod group {
@@ -112,7 +109,8 @@ impl Scratch {
         }
         self.add_context(context);
         self.add_request(said);
-        self.add_encoded(request);
+        let guess = Encoder::shipped().guess(request, &mut self.encoder);
+        self.entries.list.push((GUESS as u32, guess));
         &self.entries.list
     }
 
@@ -159,15 +157,6 @@ impl Scratch {
     fn add_request(&mut self, facts: &str) {
         facts.split_ascii_whitespace().for_each(|fact| self.entries.add(group::REQUEST, hash::word(fact)));
         self.entries.end_group(REQUEST_NORM);
-    }
-
-    /// What the encoder makes of the request.
-    fn add_encoded(&mut self, request: &str) {
-        let values = Encoder::shipped().encode(request, &mut self.encoder);
-        let scaled = values.iter().enumerate().map(|(place, value)| {
-            ((ENCODED + place) as u32, value * if place == 0 { GUESS_SCALE } else { DIRECTION_SCALE })
-        });
-        self.entries.list.extend(scaled);
     }
 
     /// The earlier turns of a chat, as words of their own kind.
