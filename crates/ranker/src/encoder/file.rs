@@ -70,7 +70,8 @@ pub(super) struct Weights {
 
 /// Fingerprints and weights of a file.
 pub(super) fn read(bytes: &[u8]) -> Result<(Vec<u32>, Weights), &'static str> {
-    let (body, checksum) = bytes.split_at_checked(bytes.len().saturating_sub(CHECKSUM_BYTES)).ok_or("truncated")?;
+    let (body, checksum) =
+        bytes.split_at_checked(bytes.len().saturating_sub(CHECKSUM_BYTES)).ok_or("truncated")?;
     if !body.starts_with(MAGIC) {
         return Err("not an encoder file");
     }
@@ -86,11 +87,16 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Vec<u32>, Weights), &'static str> {
     if version != VERSION as usize {
         return Err("another version");
     }
-    if ![width, inner, hidden].iter().all(|size| size.is_multiple_of(LANES)) || pieces > usize::from(u16::MAX) {
+    if ![width, inner, hidden].iter().all(|size| size.is_multiple_of(LANES)) || pieces > usize::from(u16::MAX)
+    {
         return Err("sizes that this program cannot run");
     }
     let shape = Shape { pieces, width, layers, inner, half, hidden, outputs };
-    let prints = rest.take(4 * pieces)?.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let prints = rest
+        .take(4 * pieces)?
+        .chunks_exact(4)
+        .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect();
     let scales = rest.halves(pieces)?;
     let embeddings = rest.take(pieces * width)?.iter().map(|&byte| byte.cast_signed()).collect();
     let mut of = Rest(rest.take(2 * parameters)?);

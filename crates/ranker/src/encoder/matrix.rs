@@ -52,7 +52,9 @@ impl Linear {
             outputs,
             weights: blocks()
                 .flat_map(|block| (0..inputs).map(move |input| (input, block.clone())))
-                .map(|(input, block)| pad(&weights[input * outputs + block.start..input * outputs + block.end]))
+                .map(|(input, block)| {
+                    pad(&weights[input * outputs + block.start..input * outputs + block.end])
+                })
                 .collect(),
             bias: blocks().map(|block| pad(&bias[block])).collect(),
         }

@@ -74,6 +74,21 @@ mod tests {
         assert!(Encoder::from_bytes(b"").is_err());
     }
 
+    /// Against a plain implementation in numpy of what `bench/encoder/student.py` trains.
+    #[test]
+    fn the_guess_is_that_of_the_network_as_it_was_trained() {
+        let mut scratch = Scratch::default();
+        for (text, expected) in [
+            ("List three colours.", -1.4381),
+            ("Write a detailed essay about the causes of the French Revolution.", 1.4826),
+            ("日本の首都は東京です。", -1.4587),
+            (&format!("{}Summarise it.", "word ".repeat(200)), -0.5666),
+        ] {
+            let guess = Encoder::shipped().guess(text, &mut scratch);
+            assert!((guess - expected).abs() < 1e-3, "{text}: {guess}");
+        }
+    }
+
     #[test]
     fn what_asks_for_more_is_said_to_be_longer() {
         let mut scratch = Scratch::default();
@@ -86,7 +101,9 @@ mod tests {
     #[test]
     fn any_text_gives_a_finite_number() {
         let mut scratch = Scratch::default();
-        for text in ["", " ", "\u{0}", "日本の首都は?", "a\u{301}\u{301}", &"x".repeat(5000), &"word ".repeat(9000)] {
+        for text in
+            ["", " ", "\u{0}", "日本の首都は?", "a\u{301}\u{301}", &"x".repeat(5000), &"word ".repeat(9000)]
+        {
             assert!(Encoder::shipped().guess(text, &mut scratch).is_finite(), "{text:?}");
         }
     }

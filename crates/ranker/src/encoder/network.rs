@@ -92,14 +92,16 @@ fn attend(layer: &Layer, width: usize, scratch: &mut Scratch) {
         }
         // Several queries at a time: their sums do not wait for each other.
         for first in (0..rows).step_by(QUERIES) {
-            let queries: [&[f32]; QUERIES] = std::array::from_fn(|query| part((first + query).min(rows - 1), 0));
+            let queries: [&[f32]; QUERIES] =
+                std::array::from_fn(|query| part((first + query).min(rows - 1), 0));
             scores.clear();
             for block in 0..blocks {
                 let mut sums = [f32x8::ZERO; QUERIES];
                 for index in 0..HEAD {
                     let key = keys[index * blocks + block];
                     for query in 0..QUERIES {
-                        sums[query] = f32x8::splat(queries[query][index] * HEAD_SCALE).mul_add(key, sums[query]);
+                        sums[query] =
+                            f32x8::splat(queries[query][index] * HEAD_SCALE).mul_add(key, sums[query]);
                     }
                 }
                 scores.extend(sums);
@@ -109,7 +111,8 @@ fn attend(layer: &Layer, width: usize, scratch: &mut Scratch) {
             for place in 0..rows {
                 let [low, high] = two(part(place, 2));
                 for query in 0..QUERIES {
-                    let score = f32x8::splat(scores[place / EIGHT * QUERIES + query].as_array()[place % EIGHT]);
+                    let score =
+                        f32x8::splat(scores[place / EIGHT * QUERIES + query].as_array()[place % EIGHT]);
                     sums[query] = [score.mul_add(low, sums[query][0]), score.mul_add(high, sums[query][1])];
                 }
             }
@@ -146,7 +149,9 @@ fn pool(weights: &Weights, scratch: &mut Scratch) -> f32 {
     norm(&weights.norm, x, normed);
     let rows = normed.len() / width;
     let mut shares = vec![f32x8::ZERO; rows.div_ceil(EIGHT)];
-    weights.attention.run(normed, |row, _, values| shares[row / EIGHT].as_mut_array()[row % EIGHT] = values[0]);
+    weights
+        .attention
+        .run(normed, |row, _, values| shares[row / EIGHT].as_mut_array()[row % EIGHT] = values[0]);
     let [total] = softmax(&mut shares, rows);
     let mut pooled = vec![0.0; 3 * width + 1];
     let (mean, rest) = pooled.split_at_mut(width);

@@ -100,7 +100,8 @@ impl Vocabulary {
         let before = out.len();
         let mut from = 0;
         while from < word.len() {
-            let Some((piece, end)) = self.longest(&word[from..], from > 0).filter(|_| word.len() <= MAX_WORD) else {
+            let Some((piece, end)) = self.longest(&word[from..], from > 0).filter(|_| word.len() <= MAX_WORD)
+            else {
                 out.truncate(before);
                 out.push(UNKNOWN);
                 break;
@@ -145,4 +146,49 @@ fn is_punctuation(c: char) -> bool {
 
 fn is_ideograph(c: char) -> bool {
     matches!(c, '\u{4e00}'..='\u{9fff}' | '\u{3400}'..='\u{4dbf}' | '\u{20000}'..='\u{2fa1f}' | '\u{f900}'..='\u{faff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encoder::Encoder;
+
+    fn pieces(text: &str, half: usize) -> Vec<u16> {
+        let mut out = Vec::new();
+        Encoder::shipped().vocabulary.pieces(text, half, &mut out);
+        out
+    }
+
+    /// Against the published tokeniser of MiniLM-L6 (the `tokenizers` package).
+    #[test]
+    fn texts_are_cut_as_the_published_tokeniser_cuts_them() {
+        assert_eq!(
+            pieces("Unbelievably, the café's naïve owner re-tokenised 12,345 words!", 32),
+            [
+                101, 4895, 8671, 2666, 3567, 6321, 1010, 1996, 7668, 1005, 1055, 15743, 3954, 2128, 1011,
+                19204, 5084, 2260, 1010, 23785, 2616, 999, 102
+            ]
+        );
+        assert_eq!(
+            pieces("日本の首都は東京です。", 32),
+            [101, 1864, 1876, 1671, 100, 1961, 1672, 1879, 1755, 1665, 30184, 1636, 102]
+        );
+        assert_eq!(
+            pieces("\tWhat's 2+2?\n\n(a) 3 (b) 4", 32),
+            [
+                101, 2054, 1005, 1055, 1016, 1009, 1016, 1029, 1006, 1037, 1007, 1017, 1006, 1038, 1007,
+                1018, 102
+            ]
+        );
+    }
+
+    #[test]
+    fn both_ends_of_a_long_text_are_read_and_no_more() {
+        let text = format!("List {}colours.", "many ".repeat(3000));
+        let (long, short) = (pieces(&text, 8), pieces("List colours.", 8));
+        assert_eq!(long.len(), 16);
+        assert_eq!((&long[..2], &long[13..]), (&short[..2], &short[2..]));
+        assert_eq!(pieces("", 8), [START, END]);
+        assert_eq!(pieces(&"x".repeat(101), 8), [START, UNKNOWN, END]);
+    }
 }

@@ -233,10 +233,10 @@ mod tests {
         // The file format and journals depend on these indices: when they change, so must `file::VERSION` and `VERSION`.
         let list = features("Write a poem of 12 lines, please.");
         let sum: u64 = list.iter().map(|&(index, _)| u64::from(index)).sum();
-        assert_eq!((list.len(), sum), (78, 12_423_551));
+        assert_eq!((list.len(), sum), (79, 12_685_775));
         let list = features("Pick one.\nA. red\nB. green\nC. blue");
         let sum: u64 = list.iter().map(|&(index, _)| u64::from(index)).sum();
-        assert_eq!((list.len(), sum), (170, 24_841_141));
+        assert_eq!((list.len(), sum), (171, 25_103_365));
     }
 
     #[test]
@@ -261,8 +261,10 @@ mod tests {
         let bare = features("Hi");
         let facts = crate::trace::RequestFacts { tools: 2, tenant: Some("a".into()), ..Default::default() };
         let said = features(&facts.before("Hi"));
+        // The encoder's guess comes last.
+        let (guess, bare) = bare.split_last().unwrap();
         assert_eq!(said[..bare.len()], bare[..]);
-        assert_eq!(said.len(), bare.len() + 2);
+        assert_eq!((said.last(), said.len()), (Some(guess), bare.len() + 3));
     }
 
     #[test]
