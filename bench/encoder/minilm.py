@@ -4,7 +4,7 @@ beside which docs/ranker.md puts our ranker. Reads what prepare.py wrote; needs 
 usage: python3 minilm.py PREPARED_DIR OUT.json [TRACE | without:FAMILY]...     (nothing named: everything)
 
 For every trace: trained on its learned prompts (at most 10,000), Kendall tau-b on the held-out ones. For every family left out:
-trained on the other families (at most 3,000 prompts each) and on the project's own prompts with estimated lengths, where they
+trained on the other families (at most 10,000 prompts each) and on the project's own prompts with estimated lengths, where they
 were prepared; tau-b on the held-out prompts of the one left out.
 Settings are fixed beforehand: lists of 32 prompts of one model, four lists a step, AdamW (5e-5, head 1e-3, weight decay
 0.01), prompts cut to their first and last 96 tokens, mean pooling, one linear head, 5 epochs (15 below 2,000 prompts).
@@ -144,7 +144,7 @@ def tau_b(x, y):
     return float(both / np.sqrt(a * b))
 
 
-def without(bench, left, limit=3000):
+def without(bench, left, limit=10_000):
     """What a model that never saw the family `left` is trained on: one group a trace."""
     names = [name for name in sorted(bench.sets) if family(name) not in (left, "mixed")]
     siblings = {name: sum(family(other) == family(name) for other in names) for name in names}

@@ -1,12 +1,13 @@
 //! Prompt -> predicted length of the answer -> [`outrank_core::Score`].
 //!
-//! A [`Ranker`] is a sparse linear model over hashed words and cheap facts about the prompt
+//! A [`Ranker`] is a sparse linear model over hashed words, cheap facts about the prompt and the guess of a small encoder
 //! ([`features`]), trained with ListMLE ([`train()`]) on a trace ([`trace`]) of prompts and the lengths that a
 //! model really answered with, and calibrated to tokens ([`calibration`]). Its file is versioned and has a
 //! checksum ([`mod@file`]); how well it orders is measured by Kendall's tau-b ([`tau`], [`evaluate()`]).
 
 pub mod adapt;
 pub mod calibration;
+mod encoder;
 pub mod evaluate;
 pub mod features;
 pub mod file;

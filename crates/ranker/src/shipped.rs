@@ -91,8 +91,9 @@ pub enum ShippedError {
 pub fn shipped_config() -> TrainConfig {
     TrainConfig {
         all: true,
-        // What serves traffic never seen is held back more than what serves more of the same.
-        penalties: vec![128.0, 64.0, 32.0, 16.0, 8.0, 4.0, 2.0, 1.0],
+        // Not chosen by cross-validation: the encoder has read these traces, so that a family left out is not unseen to it,
+        // and the least weight on everything else would look best.
+        penalties: vec![16.0],
         licence: LICENCE.into(),
         command: COMMAND.into(),
         ..TrainConfig::default()

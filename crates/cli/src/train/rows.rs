@@ -188,7 +188,7 @@ mod tests {
         assert!(error.contains("j.jsonl:2") && error.contains("version 1"), "{error}");
         let (rows, _) = read_lines(&[with(old, "prompt", "Hi")]).unwrap();
         assert_eq!(*rows[0].example, Example::new(&mut Scratch::new(), "Hi", 5, false));
-        let damaged = with(line(5, "completed"), "features", "2:AAAA");
+        let damaged = with(line(5, "completed"), "features", "3:AAAA");
         assert!(read_lines(&[damaged]).is_err());
     }
 

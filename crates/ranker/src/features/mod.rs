@@ -4,7 +4,9 @@
 //! the group is scaled to a fixed Euclidean norm, so that a long prompt weighs as much as a short one:
 //! words (1-grams and 2-grams), characters (4-grams within words and across their edges), the first words, the last words, and the first
 //! words of sentences. Surface facts follow the buckets, one index each. Prompts that offer choices to pick from have
-//! features of their own (`choices.rs`). Nothing is allocated per n-gram: a [`Scratch`] is reused from prompt to prompt.
+//! features of their own (`choices.rs`). Last comes one number: what a small encoder that has read much more than a trace
+//! guesses of the length (`encoder`); prompts that offer choices go without it, because on exams that it has not seen the other
+//! features do better without (tau-b 0.43 against 0.31 with it), and on those that a ranker was trained on it adds 0.002. Nothing is allocated per n-gram: a [`Scratch`] is reused from prompt to prompt.
 
 mod choices;
 mod entries;
@@ -19,13 +21,18 @@ pub(crate) use packed::{pack, sort, unpack};
 use scan::{Counts, Kind, Word};
 pub use surface::SURFACE;
 
+use crate::encoder::{self, Encoder};
 use crate::trace::{CONTEXT_END, split_facts};
 
 /// Hashed buckets: 2^18.
 pub const BUCKETS: usize = 1 << BUCKET_BITS;
 
-/// Features in all: the hashed buckets, the surface facts, and the surface facts of prompts that offer choices.
-pub const DIMENSIONS: usize = BUCKETS + 2 * SURFACE;
+/// Features in all: the hashed buckets, the surface facts, the surface facts of prompts that offer choices, and what the
+/// encoder says.
+pub const DIMENSIONS: usize = GUESS + 1;
+
+/// The encoder's guess.
+const GUESS: usize = BUCKETS + 2 * SURFACE;
 
 /// Bytes read from the start of the request; what lies between head and tail is not read.
 pub const MAX_HEAD_BYTES: usize = 6 << 10;
@@ -65,6 +72,7 @@ mod group {
 pub struct Scratch {
     words: Vec<Word>,
     entries: Entries,
+    encoder: encoder::Scratch,
 }
 
 impl Scratch {
@@ -97,11 +105,16 @@ impl Scratch {
             text: request,
         };
         surface::add(&facts, &mut self.entries);
-        if choices::offered(if tail.is_empty() { head } else { tail }) {
+        let choices = choices::offered(if tail.is_empty() { head } else { tail });
+        if choices {
             choices::set_apart(&mut self.entries.list);
         }
         self.add_context(context);
         self.add_request(said);
+        if !choices {
+            let guess = Encoder::shipped().guess(request, &mut self.encoder);
+            self.entries.list.push((GUESS as u32, guess));
+        }
         &self.entries.list
     }
 
@@ -224,7 +237,7 @@ mod tests {
         // The file format and journals depend on these indices: when they change, so must `file::VERSION` and `VERSION`.
         let list = features("Write a poem of 12 lines, please.");
         let sum: u64 = list.iter().map(|&(index, _)| u64::from(index)).sum();
-        assert_eq!((list.len(), sum), (78, 12_423_551));
+        assert_eq!((list.len(), sum), (79, 12_685_775));
         let list = features("Pick one.\nA. red\nB. green\nC. blue");
         let sum: u64 = list.iter().map(|&(index, _)| u64::from(index)).sum();
         assert_eq!((list.len(), sum), (170, 24_841_141));
@@ -252,8 +265,10 @@ mod tests {
         let bare = features("Hi");
         let facts = crate::trace::RequestFacts { tools: 2, tenant: Some("a".into()), ..Default::default() };
         let said = features(&facts.before("Hi"));
+        // The encoder's guess comes last.
+        let (guess, bare) = bare.split_last().unwrap();
         assert_eq!(said[..bare.len()], bare[..]);
-        assert_eq!(said.len(), bare.len() + 2);
+        assert_eq!((said.last(), said.len()), (Some(guess), bare.len() + 3));
     }
 
     #[test]

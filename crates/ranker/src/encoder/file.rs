@@ -1,0 +1,150 @@
+//! The encoder file.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 8 | magic `OUTRANKE` |
+//! | 9 × 4 | version, pieces, width, layers, inner width, half, hidden, outputs, parameters |
+//! | 4 a piece | fingerprints of the vocabulary's pieces ([`super::pieces`]), 0 for the special ones |
+//! | 2 a piece | scale of the piece's embedding |
+//! | width a piece | embeddings: 8-bit integers |
+//! | 2 a parameter | everything else, in the order in which [`read`] takes it, matrices with the input as rows |
+//! | 32 | SHA-256 of all that stands before |
+//!
+//! All little-endian; scales and parameters in IEEE 754 half precision. `bench/encoder/pack.py` writes it.
+
+use half::f16;
+use sha2::{Digest, Sha256};
+
+use super::matrix::{LANES, Linear};
+
+const MAGIC: &[u8; 8] = b"OUTRANKE";
+const VERSION: u32 = 1;
+const CHECKSUM_BYTES: usize = 32;
+
+/// Sizes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Shape {
+    pub(super) pieces: usize,
+    pub(super) width: usize,
+    pub(super) layers: usize,
+    pub(super) inner: usize,
+    /// Pieces read from either end.
+    pub(super) half: usize,
+    pub(super) hidden: usize,
+    pub(super) outputs: usize,
+}
+
+/// Scale and shift of a layer norm.
+#[derive(Debug)]
+pub(super) struct Norm {
+    pub(super) scale: Vec<f32>,
+    pub(super) shift: Vec<f32>,
+}
+
+/// One layer of the transformer, norms first.
+#[derive(Debug)]
+pub(super) struct Layer {
+    pub(super) attention_norm: Norm,
+    pub(super) queries_keys_values: Linear,
+    pub(super) attention_out: Linear,
+    pub(super) inner_norm: Norm,
+    pub(super) up: Linear,
+    pub(super) down: Linear,
+}
+
+/// All that was learned.
+#[derive(Debug)]
+pub(super) struct Weights {
+    pub(super) shape: Shape,
+    pub(super) scales: Vec<f32>,
+    pub(super) embeddings: Vec<i8>,
+    /// One row a place.
+    pub(super) places: Vec<f32>,
+    pub(super) layers: Vec<Layer>,
+    pub(super) norm: Norm,
+    /// How much each place counts in the pooled sum.
+    pub(super) attention: Linear,
+    pub(super) hidden: Linear,
+    pub(super) outputs: Linear,
+}
+
+/// Fingerprints and weights of a file.
+pub(super) fn read(bytes: &[u8]) -> Result<(Vec<u32>, Weights), &'static str> {
+    let (body, checksum) =
+        bytes.split_at_checked(bytes.len().saturating_sub(CHECKSUM_BYTES)).ok_or("truncated")?;
+    if !body.starts_with(MAGIC) {
+        return Err("not an encoder file");
+    }
+    if Sha256::digest(body).as_slice() != checksum {
+        return Err("the checksum does not match");
+    }
+    let mut rest = Rest(&body[MAGIC.len()..]);
+    let mut header = [0usize; 9];
+    for (value, bytes) in header.iter_mut().zip(rest.take(36)?.chunks_exact(4)) {
+        *value = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
+    }
+    let [version, pieces, width, layers, inner, half, hidden, outputs, parameters] = header;
+    if version != VERSION as usize {
+        return Err("another version");
+    }
+    if ![width, inner, hidden].iter().all(|size| size.is_multiple_of(LANES)) || pieces > usize::from(u16::MAX)
+    {
+        return Err("sizes that this program cannot run");
+    }
+    let shape = Shape { pieces, width, layers, inner, half, hidden, outputs };
+    let prints = rest
+        .take(4 * pieces)?
+        .chunks_exact(4)
+        .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect();
+    let scales = rest.halves(pieces)?;
+    let embeddings = rest.take(pieces * width)?.iter().map(|&byte| byte.cast_signed()).collect();
+    let mut of = Rest(rest.take(2 * parameters)?);
+    let weights = Weights {
+        shape,
+        scales,
+        embeddings,
+        places: of.halves(2 * half * width)?,
+        layers: (0..layers).map(|_| of.layer(width, inner)).collect::<Result<_, _>>()?,
+        norm: of.norm(width)?,
+        attention: of.linear(width, 1)?,
+        hidden: of.linear(3 * width + 1, hidden)?,
+        outputs: of.linear(hidden, outputs)?,
+    };
+    if of.0.is_empty() && rest.0.is_empty() { Ok((prints, weights)) } else { Err("bytes too many") }
+}
+
+struct Rest<'a>(&'a [u8]);
+
+impl<'a> Rest<'a> {
+    fn take(&mut self, bytes: usize) -> Result<&'a [u8], &'static str> {
+        let (taken, rest) = self.0.split_at_checked(bytes).ok_or("truncated")?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn halves(&mut self, count: usize) -> Result<Vec<f32>, &'static str> {
+        let bytes = self.take(2 * count)?;
+        Ok(bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect())
+    }
+
+    fn norm(&mut self, width: usize) -> Result<Norm, &'static str> {
+        Ok(Norm { scale: self.halves(width)?, shift: self.halves(width)? })
+    }
+
+    fn linear(&mut self, inputs: usize, outputs: usize) -> Result<Linear, &'static str> {
+        let weights = self.halves(inputs * outputs)?;
+        Ok(Linear::new(&weights, &self.halves(outputs)?))
+    }
+
+    fn layer(&mut self, width: usize, inner: usize) -> Result<Layer, &'static str> {
+        Ok(Layer {
+            attention_norm: self.norm(width)?,
+            queries_keys_values: self.linear(width, 3 * width)?,
+            attention_out: self.linear(width, width)?,
+            inner_norm: self.norm(width)?,
+            up: self.linear(width, inner)?,
+            down: self.linear(inner, width)?,
+        })
+    }
+}
