@@ -275,8 +275,8 @@ def document(bench, floors, alone, helped, floor_at, curves, cold, adapting):
         tau, inside = cold[name]["files"][0]["tau_b"], helped[name][0]
         rows.append([name, three(tau), three(inside), f"{tau / inside:.2f}", three(encoder["left_out"].get(name))])
     parts.append(table(["trace", "never seen", "trained on it", "ratio", "MiniLM, never seen"], rows))
-    parts.append("\n## Adaptation while serving\n\nThe same prior hears answers one by one, as in `outrank serve` (median of "
-                 f"{len(SEEDS)} orders); last column: trained offline on all of them.\n")
+    parts.append("\n## Adaptation while serving\n\nThe same prior hears answers one by one, as in `outrank serve` ("
+                 f"orders tried: {len(SEEDS)}, the median of which stands here); last column: trained offline on all of them.\n")
     rows = []
     for name in ADAPTING:
         cells = []

@@ -9,6 +9,9 @@ use crate::{
 const NEWEST_LENGTH_WEIGHT: f64 = 0.02;
 /// Finished requests that the first guess of the mean counts as.
 const FIRST_GUESS_REQUESTS: u64 = 8;
+/// Output tokens after which the key of a running request is taken anew, where preemption is limited: such
+/// preemption looks for gains of seconds, and a key moves by a few steps' time in between.
+const KEY_REFRESH_TOKENS: u32 = 8;
 
 /// A score, and what follows from it for one request.
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +128,11 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// Whether a running request's key is old enough to be taken anew.
+    pub(crate) fn rank_is_stale(&self) -> bool {
+        self.generated_tokens >= self.ranked_at_tokens + KEY_REFRESH_TOKENS
+    }
+
     /// A request that has just arrived; its rank is still to be taken.
     pub(crate) fn arrived(
         request: Request,

@@ -47,7 +47,11 @@ impl Adapter {
     /// An answer has ended after `tokens` tokens: by itself, or `censored` by its limit. A censored one that is shorter than
     /// most of those that ended by themselves says nothing and is left out.
     pub fn observe(&mut self, text: &str, tokens: u32, censored: bool) {
-        if tokens == 0 || (censored && tokens < self.median_tokens()) {
+        if tokens == 0
+            || (censored
+                && Example::median_tokens(self.window.iter().map(Arc::as_ref))
+                    .is_some_and(|usual| tokens < usual))
+        {
             return;
         }
         let example = Example::new(&mut self.scratch, text, tokens, censored);
@@ -78,14 +82,6 @@ impl Adapter {
     /// The newest answers.
     pub fn examples(&self) -> Vec<Arc<Example>> {
         self.window.iter().cloned().collect()
-    }
-
-    /// Median length of the remembered answers that ended by themselves; 0 without any.
-    fn median_tokens(&self) -> u32 {
-        let mut lengths: Vec<u32> =
-            self.window.iter().filter(|example| !example.censored).map(|example| example.tokens).collect();
-        let middle = lengths.len() / 2;
-        if lengths.is_empty() { 0 } else { *lengths.select_nth_unstable(middle).1 }
     }
 }
 

@@ -153,8 +153,7 @@ impl Ranker {
         if !header.calibration.is_sound() {
             return Err(RankerBytesError::Header("the calibration curve is not sound".into()));
         }
-        let weights: Vec<f32> =
-            payload.chunks_exact(2).map(|pair| f16::from_le_bytes([pair[0], pair[1]]).to_f32()).collect();
+        let weights = halves(payload);
         if weights.len() != DIMENSIONS {
             return Err(RankerBytesError::Weights(format!("{} of them, not {DIMENSIONS}", weights.len())));
         }
@@ -195,12 +194,17 @@ fn length_u32(length: usize) -> u32 {
     u32::try_from(length).expect("header and weights are far below 4 GiB")
 }
 
-fn take<'a>(rest: &mut &'a [u8], bytes: usize) -> Option<&'a [u8]> {
+pub(crate) fn take<'a>(rest: &mut &'a [u8], bytes: usize) -> Option<&'a [u8]> {
     let (taken, left) = rest.split_at_checked(bytes)?;
     *rest = left;
     Some(taken)
 }
 
-fn take_u32(rest: &mut &[u8]) -> Option<u32> {
+pub(crate) fn take_u32(rest: &mut &[u8]) -> Option<u32> {
     take(rest, 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes)
+}
+
+/// Numbers of half precision.
+pub(crate) fn halves(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(2).map(|pair| f16::from_le_bytes([pair[0], pair[1]]).to_f32()).collect()
 }

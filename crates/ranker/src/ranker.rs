@@ -32,6 +32,16 @@ pub struct HeldOut {
     pub tau_b: f64,
 }
 
+impl HeldOut {
+    /// Of several models: requests of each, and its tau-b where that is defined. `None` where it is for none.
+    pub fn mean(models: impl IntoIterator<Item = (usize, Option<f64>)>) -> Option<Self> {
+        let defined = models.into_iter().filter_map(|(requests, tau_b)| Some((requests, tau_b?)));
+        let (requests, sum) = defined
+            .fold((0, 0.0), |(n, sum), (requests, tau_b)| (n + requests, sum + tau_b * requests as f64));
+        (requests > 0).then(|| Self { requests, tau_b: sum / requests as f64 })
+    }
+}
+
 /// What a ranker file says about itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Card {

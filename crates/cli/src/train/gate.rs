@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use outrank_core::{MonitorSettings, policies};
-use outrank_ranker::{Ranker, kendall_tau_b};
+use outrank_ranker::{HeldOut, Ranker, kendall_tau_b};
 use outrank_sim::{Job, Metrics, Profile, Scoring, Simulation};
 use serde::Serialize;
 
@@ -52,11 +52,11 @@ pub(super) fn judge(rows: &[Row], against: String, rankers: [&Ranker; 2], profil
     let seats = profile.capacity.seats.min(most);
     let profile = profile.with_seats(seats)?;
     let (jobs, arrivals) = load(rows, &profile)?;
-    let [old_tau, new_tau] = rankers.map(|ranker| tau_b(rows, ranker));
-    let (old_tau, finished) =
-        old_tau.context("the newest answers all have the same length: there is no order to judge by")?;
+    let [old, new] = rankers.map(|ranker| ordered(rows, ranker));
+    let HeldOut { requests: finished, tau_b: old } =
+        old.context("the newest answers all have the same length: there is no order to judge by")?;
     // Where the one is defined, so is the other, unless a ranker predicts the same for all.
-    let tau_b = [old_tau, new_tau.map_or(0.0, |(tau_b, _)| tau_b)];
+    let tau_b = [old, new.map_or(0.0, |new| new.tau_b)];
     let s_per_token =
         [s_per_token(rows, rankers[0], &jobs, &profile)?, s_per_token(rows, rankers[1], &jobs, &profile)?];
     let mut why = Vec::new();
@@ -105,22 +105,15 @@ impl Gate {
     }
 }
 
-/// Tau-b of finished answers, and how many there are; `None` where it is not defined for any model.
-fn tau_b(rows: &[Row], ranker: &Ranker) -> Option<(f64, usize)> {
+/// How a ranker orders finished answers; `None` where that is not defined for any model.
+fn ordered(rows: &[Row], ranker: &Ranker) -> Option<HeldOut> {
     let mut models: BTreeMap<&str, (Vec<f64>, Vec<f64>)> = BTreeMap::new();
     for row in rows.iter().filter(|row| !row.example.censored) {
         let (predicted, truth) = models.entry(&row.model).or_default();
         predicted.push(f64::from(row.example.score(ranker).median_tokens()));
         truth.push(f64::from(row.example.tokens));
     }
-    let (mut sum, mut count) = (0.0, 0);
-    for (predicted, truth) in models.values() {
-        if let Some(tau_b) = kendall_tau_b(predicted, truth) {
-            sum += tau_b * truth.len() as f64;
-            count += truth.len();
-        }
-    }
-    (count > 0).then(|| (sum / count as f64, count))
+    HeldOut::mean(models.values().map(|(predicted, truth)| (truth.len(), kendall_tau_b(predicted, truth))))
 }
 
 /// The requests as they arrive at an engine that has more to do than it can, without scores; and whose arrivals they are.

@@ -99,11 +99,8 @@ fn groups(rows: &[Row]) -> Vec<Vec<Arc<Example>>> {
         models.entry(&row.model).or_default().push(&row.example);
     }
     let group = |examples: Vec<&Arc<Example>>| {
-        let finished = examples.iter().filter(|example| !example.censored);
-        let mut lengths: Vec<u32> = finished.map(|example| example.tokens).collect();
-        lengths.sort_unstable();
         // A model of which nothing has ended is not known at all.
-        let median = lengths.get(lengths.len() / 2).copied().unwrap_or(u32::MAX);
+        let median = Example::median_tokens(examples.iter().map(AsRef::as_ref)).unwrap_or(u32::MAX);
         let telling = |example: &&Arc<Example>| !example.censored || example.tokens >= median;
         examples.into_iter().filter(telling).cloned().collect::<Vec<_>>()
     };

@@ -3,9 +3,6 @@
 use super::OrderBook;
 use crate::{Hysteresis, Place, Preemption, Rank, RequestId, State, Timestamp};
 
-/// Output tokens after which the key of a running request is taken anew, where preemption is limited.
-const KEY_REFRESH_TOKENS: u32 = 8;
-
 impl OrderBook {
     /// Running requests that should lose their seat to those first in the queue, the worst first, while `free_seats` are
     /// free. A policy that limits preemption ([`Hysteresis`]) takes none then; one that always preempts leaves the free
@@ -101,7 +98,7 @@ impl OrderBook {
         for at in 0..self.running.len() {
             let slot = self.running[at];
             let entry = &self.entries[slot];
-            if entry.generated_tokens >= entry.ranked_at_tokens + KEY_REFRESH_TOKENS {
+            if entry.rank_is_stale() {
                 self.refresh_rank(slot);
             }
             if self.entries[slot].preemptions < limits.max_per_request {

@@ -3,10 +3,6 @@
 use super::Scheduler;
 use crate::{Hysteresis, Place, Preemption, Rank};
 
-/// Output tokens after which the key of a running request is taken anew, where preemption is limited: such
-/// preemption looks for gains of seconds, and a key moves by a few steps' time in between.
-const KEY_REFRESH_TOKENS: u32 = 8;
-
 impl Scheduler {
     /// Pauses running requests so that waiting ones of better rank can be admitted, as far as the policy wants.
     /// A victim is paused only if that lets the waiting request in.
@@ -70,7 +66,7 @@ impl Scheduler {
         for at in 0..self.running.len() {
             let slot = self.running[at];
             let entry = &self.entries[slot];
-            if entry.generated_tokens >= entry.ranked_at_tokens + KEY_REFRESH_TOKENS {
+            if entry.rank_is_stale() {
                 self.refresh_rank(slot);
             }
             let entry = &self.entries[slot];

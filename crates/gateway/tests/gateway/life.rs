@@ -1,5 +1,6 @@
 //! Draining, reloading, rankers that fail, and the journal.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -117,18 +118,23 @@ async fn a_slow_ranker_delays_nobody_and_a_panicking_one_fails_nobody() {
     }
 }
 
+/// A journal with features and without prompts.
+fn journal_at(path: &Path) -> JournalConfig {
+    JournalConfig {
+        path: path.to_owned(),
+        max_file_bytes: 1 << 20,
+        max_files: 2,
+        prompts: false,
+        features: true,
+    }
+}
+
 #[tokio::test]
 async fn every_answer_is_a_line_of_the_journal_and_prompts_only_where_wanted() {
     for prompts in [false, true] {
         let (mock, dir) = (Mock::start().await, tempfile::tempdir().unwrap());
         let path = dir.path().join("journal.jsonl");
-        let journal = JournalConfig {
-            path: path.clone(),
-            max_file_bytes: 1 << 20,
-            max_files: 2,
-            prompts,
-            features: !prompts,
-        };
+        let journal = JournalConfig { prompts, features: !prompts, ..journal_at(&path) };
         let gateway = start(GatewayConfig { journal: Some(journal), ..config(&[&mock], 2) }, oracle()).await;
         for nth in 0..4 {
             assert!(gateway.spawn("my secret 77", &format!("{nth}")).await.unwrap().is_complete(3));
@@ -155,14 +161,8 @@ async fn every_answer_is_a_line_of_the_journal_and_prompts_only_where_wanted() {
 async fn a_client_that_leaves_within_its_answer_is_a_line_that_says_how_far_it_came() {
     let (mock, dir) = (Mock::start().await, tempfile::tempdir().unwrap());
     let path = dir.path().join("journal.jsonl");
-    let journal = JournalConfig {
-        path: path.clone(),
-        max_file_bytes: 1 << 20,
-        max_files: 2,
-        prompts: false,
-        features: true,
-    };
-    let gateway = start(GatewayConfig { journal: Some(journal), ..config(&[&mock], 2) }, oracle()).await;
+    let gateway =
+        start(GatewayConfig { journal: Some(journal_at(&path)), ..config(&[&mock], 2) }, oracle()).await;
     mock.script([Act::Answer { tokens: 10_000, gap: Duration::from_millis(5) }]);
     let mut body = gateway.stream("Hi").send().await.unwrap().bytes_stream();
     for _ in 0..3 {

@@ -12,27 +12,15 @@
 //!
 //! All little-endian; scales and parameters in IEEE 754 half precision. `bench/encoder/pack.py` writes it.
 
-use half::f16;
 use sha2::{Digest, Sha256};
 
 use super::matrix::{LANES, Linear};
+use crate::file::{halves, take, take_u32};
 
 const MAGIC: &[u8; 8] = b"OUTRANKE";
 const VERSION: u32 = 1;
 const CHECKSUM_BYTES: usize = 32;
-
-/// Sizes.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Shape {
-    pub(super) pieces: usize,
-    pub(super) width: usize,
-    pub(super) layers: usize,
-    pub(super) inner: usize,
-    /// Pieces read from either end.
-    pub(super) half: usize,
-    pub(super) hidden: usize,
-    pub(super) outputs: usize,
-}
+const TRUNCATED: &str = "truncated";
 
 /// Scale and shift of a layer norm.
 #[derive(Debug)]
@@ -55,7 +43,10 @@ pub(super) struct Layer {
 /// All that was learned.
 #[derive(Debug)]
 pub(super) struct Weights {
-    pub(super) shape: Shape,
+    /// Of the embeddings.
+    pub(super) width: usize,
+    /// Pieces read from either end.
+    pub(super) half: usize,
     pub(super) scales: Vec<f32>,
     pub(super) embeddings: Vec<i8>,
     /// One row a place.
@@ -71,7 +62,7 @@ pub(super) struct Weights {
 /// Fingerprints and weights of a file.
 pub(super) fn read(bytes: &[u8]) -> Result<(Vec<u32>, Weights), &'static str> {
     let (body, checksum) =
-        bytes.split_at_checked(bytes.len().saturating_sub(CHECKSUM_BYTES)).ok_or("truncated")?;
+        bytes.split_at_checked(bytes.len().saturating_sub(CHECKSUM_BYTES)).ok_or(TRUNCATED)?;
     if !body.starts_with(MAGIC) {
         return Err("not an encoder file");
     }
@@ -79,9 +70,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Vec<u32>, Weights), &'static str> {
         return Err("the checksum does not match");
     }
     let mut rest = Rest(&body[MAGIC.len()..]);
-    let mut header = [0usize; 9];
-    for (value, bytes) in header.iter_mut().zip(rest.take(36)?.chunks_exact(4)) {
-        *value = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
+    let mut header = [0; 9];
+    for number in &mut header {
+        *number = take_u32(&mut rest.0).ok_or(TRUNCATED)? as usize;
     }
     let [version, pieces, width, layers, inner, half, hidden, outputs, parameters] = header;
     if version != VERSION as usize {
@@ -91,7 +82,6 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Vec<u32>, Weights), &'static str> {
     {
         return Err("sizes that this program cannot run");
     }
-    let shape = Shape { pieces, width, layers, inner, half, hidden, outputs };
     let prints = rest
         .take(4 * pieces)?
         .chunks_exact(4)
@@ -101,7 +91,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Vec<u32>, Weights), &'static str> {
     let embeddings = rest.take(pieces * width)?.iter().map(|&byte| byte.cast_signed()).collect();
     let mut of = Rest(rest.take(2 * parameters)?);
     let weights = Weights {
-        shape,
+        width,
+        half,
         scales,
         embeddings,
         places: of.halves(2 * half * width)?,
@@ -118,14 +109,11 @@ struct Rest<'a>(&'a [u8]);
 
 impl<'a> Rest<'a> {
     fn take(&mut self, bytes: usize) -> Result<&'a [u8], &'static str> {
-        let (taken, rest) = self.0.split_at_checked(bytes).ok_or("truncated")?;
-        self.0 = rest;
-        Ok(taken)
+        take(&mut self.0, bytes).ok_or(TRUNCATED)
     }
 
     fn halves(&mut self, count: usize) -> Result<Vec<f32>, &'static str> {
-        let bytes = self.take(2 * count)?;
-        Ok(bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect())
+        Ok(halves(self.take(2 * count)?))
     }
 
     fn norm(&mut self, width: usize) -> Result<Norm, &'static str> {

@@ -46,7 +46,7 @@ impl Encoder {
 
     fn from_bytes(bytes: &[u8]) -> Result<Self, &'static str> {
         let (prints, weights) = file::read(bytes)?;
-        if weights.shape.outputs != 1 {
+        if weights.outputs.outputs() != 1 {
             return Err("more than one output");
         }
         Ok(Self { vocabulary: Vocabulary::new(&prints), weights })
@@ -55,7 +55,7 @@ impl Encoder {
     /// What it guesses of the length of the answer to a text: about ln(tokens), with a mean of 0 and a standard deviation
     /// of 1 over the prompts that it has read. Deterministic; any text will do.
     pub(crate) fn guess(&self, text: &str, scratch: &mut Scratch) -> f32 {
-        self.vocabulary.pieces(text, self.weights.shape.half, &mut scratch.pieces);
+        self.vocabulary.pieces(text, self.weights.half, &mut scratch.pieces);
         network::run(&self.weights, &scratch.pieces, &mut scratch.network)
     }
 }

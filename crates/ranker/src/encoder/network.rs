@@ -29,7 +29,7 @@ pub(super) struct Scratch {
 
 /// Runs the network on at least one piece, and at most as many as it has places for.
 pub(super) fn run(weights: &Weights, pieces: &[u16], scratch: &mut Scratch) -> f32 {
-    let width = weights.shape.width;
+    let width = weights.width;
     scratch.x.clear();
     for (&piece, place) in pieces.iter().zip(weights.places.chunks_exact(width)) {
         let row = usize::from(piece);
@@ -144,7 +144,7 @@ fn add(to: &mut [f32], values: &[f32]) {
 
 /// Mean, largest and attended sum of all places, and how many there are; then two layers.
 fn pool(weights: &Weights, scratch: &mut Scratch) -> f32 {
-    let width = weights.shape.width;
+    let width = weights.width;
     let Scratch { x, normed, .. } = scratch;
     norm(&weights.norm, x, normed);
     let rows = normed.len() / width;
@@ -167,7 +167,7 @@ fn pool(weights: &Weights, scratch: &mut Scratch) -> f32 {
     mean.iter_mut().for_each(|value| *value /= rows as f32);
     attended[..width].iter_mut().for_each(|value| *value /= total);
     attended[width] = libm::log1pf(rows as f32);
-    let mut hidden = vec![0.0; weights.shape.hidden];
+    let mut hidden = vec![0.0; weights.hidden.outputs()];
     weights.hidden.run(&pooled, |_, from, values| {
         hidden[from..][..values.len()].iter_mut().zip(values).for_each(|(out, &value)| *out = value.max(0.0));
     });

@@ -7,6 +7,8 @@
 use unicode_normalization::UnicodeNormalization;
 use unicode_normalization::char::is_combining_mark;
 
+use crate::features::hash;
+
 /// Stands for a word that has no pieces.
 const UNKNOWN: u16 = 100;
 const START: u16 = 101;
@@ -17,8 +19,6 @@ const MAX_WORD: usize = 100;
 
 /// Bytes of text that are read from either end; more pieces than are wanted stand in them, in all but odd texts.
 const MAX_BYTES: usize = 384;
-
-const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
 
 /// Fingerprint -> piece, by open addressing: 0 is an empty place.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl Vocabulary {
     }
 
     fn find(&self, hash: u64) -> Option<u16> {
-        let print = fingerprint(hash);
+        let print = hash::bucket(0, hash, u32::BITS);
         let mask = self.places.len() - 1;
         let mut at = print as usize & mask;
         loop {
@@ -114,26 +114,15 @@ impl Vocabulary {
 
     /// The longest piece that a rest of a word begins with, and its length.
     fn longest(&self, rest: &[char], continues: bool) -> Option<(u16, usize)> {
-        let mut hash = if continues { push(FNV_START, '#') } else { FNV_START };
+        let mut hash = if continues { hash::push(hash::START, '#') } else { hash::START };
         let mut hashes = [0; MAX_WORD];
         for (place, &c) in hashes.iter_mut().zip(rest) {
-            hash = push(hash, c);
+            hash = hash::push(hash, c);
             *place = hash;
         }
         let length = rest.len().min(MAX_WORD);
         (0..length).rev().find_map(|last| self.find(hashes[last]).map(|piece| (piece, last + 1)))
     }
-}
-
-fn push(hash: u64, c: char) -> u64 {
-    (hash ^ u64::from(c as u32)).wrapping_mul(0x0000_0100_0000_01b3)
-}
-
-/// The upper half of what the mixer of splitmix64 makes of a hash.
-fn fingerprint(hash: u64) -> u32 {
-    let mut mixed = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (mixed >> 32) as u32
 }
 
 fn is_punctuation(c: char) -> bool {

@@ -5,13 +5,13 @@
 //! weights mean nothing under another hash.
 
 /// The empty word.
-pub(super) const START: u64 = 0xcbf2_9ce4_8422_2325;
+pub(crate) const START: u64 = 0xcbf2_9ce4_8422_2325;
 
 const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
 
 /// Appends one character to a word's hash.
 #[inline]
-pub(super) fn push(hash: u64, c: char) -> u64 {
+pub(crate) fn push(hash: u64, c: char) -> u64 {
     (hash ^ u64::from(c as u32)).wrapping_mul(FNV_PRIME)
 }
 
@@ -35,7 +35,7 @@ pub(super) fn pair(first: u64, second: u64) -> u64 {
 
 /// The bucket of a hash within a feature group.
 #[inline]
-pub(super) fn bucket(group: u64, hash: u64, bits: u32) -> u32 {
+pub(crate) fn bucket(group: u64, hash: u64, bits: u32) -> u32 {
     let mut mixed = hash ^ group.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

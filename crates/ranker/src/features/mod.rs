@@ -10,7 +10,7 @@
 
 mod choices;
 mod entries;
-mod hash;
+pub(crate) mod hash;
 mod packed;
 mod scan;
 mod surface;

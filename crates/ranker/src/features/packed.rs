@@ -12,6 +12,9 @@
 //! Values are exact. Counts within a group are few and small, so there are few values, and an index costs one or two bytes.
 //! The order in which the words stood is not kept.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+
 use super::{BUCKETS, DIMENSIONS};
 
 /// Version of the features and of how they are packed. It changes, with that of the ranker file, whenever an index or a
@@ -141,45 +144,12 @@ fn take_number(rest: &mut &[u8]) -> Result<u32, PackedError> {
     Err(PackedError::Damaged("a number is too large"))
 }
 
-const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
 fn to_base64(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let word =
-            chunk.iter().fold(0u32, |word, &byte| word << 8 | u32::from(byte)) << (8 * (3 - chunk.len()));
-        for place in 0..=chunk.len() {
-            text.push(char::from(ALPHABET[(word >> (18 - 6 * place)) as usize & 63]));
-        }
-    }
-    text
+    STANDARD_NO_PAD.encode(bytes)
 }
 
 fn from_base64(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| -> Option<u32> {
-        Some(u32::from(match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        }))
-    };
-    let mut bytes = Vec::with_capacity(text.len() * 3 / 4);
-    for chunk in text.as_bytes().chunks(4) {
-        let mut word = 0;
-        for &byte in chunk {
-            word = word << 6 | digit(byte)?;
-        }
-        word <<= 6 * (4 - chunk.len());
-        let whole = chunk.len().checked_sub(1).filter(|&whole| whole > 0)?;
-        if word & ((1 << (8 * (3 - whole))) - 1) != 0 {
-            return None;
-        }
-        bytes.extend_from_slice(&word.to_be_bytes()[1..=whole]);
-    }
-    Some(bytes)
+    STANDARD_NO_PAD.decode(text).ok()
 }
 
 #[cfg(test)]

@@ -43,6 +43,15 @@ impl Example {
         Ok(Self { features: features.into(), number, tokens, censored })
     }
 
+    /// Median length in tokens of the answers that ended by themselves; `None` without any. A censored answer that is shorter
+    /// says nothing of how long it would have been.
+    pub fn median_tokens<'a>(examples: impl IntoIterator<Item = &'a Self>) -> Option<u32> {
+        let finished = examples.into_iter().filter(|example| !example.censored);
+        let mut lengths: Vec<u32> = finished.map(|example| example.tokens).collect();
+        let middle = lengths.len() / 2;
+        (!lengths.is_empty()).then(|| *lengths.select_nth_unstable(middle).1)
+    }
+
     /// Number of features.
     pub fn features(&self) -> usize {
         self.features.len()

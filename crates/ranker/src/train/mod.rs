@@ -320,9 +320,5 @@ fn test(ranker: &Ranker, files: &[TraceFile]) -> (Option<HeldOut>, Vec<EvalRepor
             evaluate(&file.name, ranker, &rows)
         })
         .collect();
-    let defined = reports.iter().filter_map(|report| Some((report.requests, report.tau_b?)));
-    let (requests, sum) =
-        defined.fold((0, 0.0), |(n, sum), (requests, tau)| (n + requests, sum + tau * requests as f64));
-    let held_out = (requests > 0).then(|| HeldOut { requests, tau_b: sum / requests as f64 });
-    (held_out, reports)
+    (HeldOut::mean(reports.iter().map(|report| (report.requests, report.tau_b))), reports)
 }
