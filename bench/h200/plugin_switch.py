@@ -85,7 +85,8 @@ def make(**arguments):
             """Starts over as the run wants it."""
             self._run, self._plain, self._done_s = run, run["policy"] == "stock", None
             self._steps.clear()
-            self._begin(Core(json.dumps(settings(run["policy"], config.additional_config["bench"]["rankers"])), run["seats"]))
+            chosen = settings(run["policy"], config.additional_config["bench"]["rankers"])
+            self._core = Core(json.dumps(chosen), run["seats"], False)
             self.policy = SchedulingPolicy.FCFS if self._plain else SchedulingPolicy.PRIORITY
             for name in ("waiting", *SIDE_QUEUES):
                 if hasattr(self, name):
@@ -129,4 +130,4 @@ def make(**arguments):
         def _free_request(self, *args, **kwargs):
             return (stock if self._plain else plugin)._free_request(self, *args, **kwargs)
 
-    return Switching(Core('{"policy": "fcfs"}', config.scheduler_config.max_num_seqs), **arguments)
+    return Switching(Core('{"policy": "fcfs"}', config.scheduler_config.max_num_seqs, False), **arguments)
