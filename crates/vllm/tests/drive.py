@@ -255,6 +255,21 @@ def broken(model):
     print("broken: a missing method gives vLLM's own scheduler; after a failing hook all 12 end")
 
 
+def liberties(model):
+    """What a client writes into extra_args, whatever it is, does not turn the plug-in off."""
+    scheduler = engine(model, 1, 400, {"policy": "oracle"})
+    written = [{"outrank.length": "long"}, {"outrank.length": -1}, {"outrank.prompt": 7, "outrank.recorded": []}, {"outrank.length": 3}]
+    for number, extra in enumerate(written):
+        it = request(f"r{number}", 10, 400)
+        it.sampling_params.extra_args = extra
+        scheduler.add_request(it)
+    ended = []
+    while scheduler.has_requests():
+        ended += step(scheduler, {f"r{number}": 5 for number in range(4)})[0]
+    assert not scheduler._off and ended == ["r3", "r0", "r1", "r2"], ended
+    print(f"liberties: {len(written) - 1} absurd extra_args count as not said")
+
+
 def refused(model):
     """What is not supported is refused at start-up, in words."""
     cases = [({"polcy": "ltr"}, {}, "polcy"), ({"policy": "mlfq"}, {}, "allowed here"), ({"ranker": "/no/such"}, {}, "/no/such")]
@@ -297,6 +312,7 @@ if __name__ == "__main__":
     order(model)
     refused(model)
     broken(model)
+    liberties(model)
     published(model)
     seats(model)
     bound(model)

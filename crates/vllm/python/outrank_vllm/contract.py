@@ -6,7 +6,7 @@ import inspect
 METHODS = {
     "add_request": ["request"],
     "schedule": [],
-    "update_from_output": ["scheduler_output"],
+    "update_from_output": ["scheduler_output", "model_runner_output"],
     "_free_request": ["request"],
     "_preempt_request": ["request", "timestamp"],
     "shutdown": [],
