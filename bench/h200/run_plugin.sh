@@ -19,6 +19,7 @@ BARE=${PLAN_BARE-vllm:burst,vllm:0.5/15}
 
 driver() { # TAG GPUS CORES PLAN [ARGUMENT...]: starts over where an engine died
   local tag=$1 gpus=$2 cores=$3 plan=$4; shift 4
+  [ -n "$plan" ] || return 0
   for _ in 1 2 3; do
     CUDA_VISIBLE_DEVICES=$gpus taskset -c "$cores" python3 "$B/bench/plugin.py" --model "$B/model" --requests "$B/requests.jsonl.gz" \
       --rankers "$B" --out "$R" --tag "$tag" --plan "$plan" --began "$BEGAN" --seconds "$LIMIT" --capacity-file "$R/capacity" \
