@@ -6,14 +6,14 @@
 #        run_plugin.sh all                 what `start` starts
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 B=/tmp/outrank-bench R=/tmp/outrank-results SITE=${SITE-/tmp/site} PLUGIN=/tmp/outrank-plugin
-LIMIT=${LIMIT:-1130}   # seconds from the start in which runs end; R/limit overrides it
+LIMIT=${LIMIT:-1160}   # seconds from the start in which runs end; R/limit overrides it
 export VLLM_USE_FLASHINFER_SAMPLER=0 VLLM_NO_USAGE_STATS=1 VLLM_USE_DEEP_GEMM=0 HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 # No NVLink multicast, whatever vLLM would like.
 export NCCL_NVLS_ENABLE=0 TORCH_SYMM_MEM_DISABLE_MULTICAST=1 VLLM_ALLREDUCE_USE_SYMM_MEM=0 VLLM_USE_NCCL_SYMM_MEM=0
 
 # What matters most comes first: whatever finds no time is left out.
-A=${PLAN_A-stock:burst,outrank:burst,oracle:burst,stock:1.3,outrank:1.3,flip:0.5/60,shipped:burst,oracle:1.3,outrank:1.0,stock:1.0,stock:burst:1024,outrank:burst:1024}
-Z=${PLAN_B-outrank:burst,stock:burst,oracle:burst,outrank:1.3,stock:1.3,flip:0.5/60,ltr:burst,none:burst,outrank:burst:1024:8192,stock:burst:1024:8192,ltr:1.3,outrank:0.8/30,stock:0.8/30,stock:0.5/15,outrank:0.5/15,cold:burst}
+A=${PLAN_A-stock:burst,outrank:burst,oracle:burst,stock:1.3,outrank:1.3,flip:0.5/60,oracle:1.3,outrank:1.0,stock:1.0,stock:burst:1024,outrank:burst:1024}
+Z=${PLAN_B-outrank:burst,stock:burst,oracle:burst,outrank:1.3,stock:1.3,flip:0.5/60,ltr:burst,none:burst,shipped:burst,outrank:burst:1024:8192,stock:burst:1024:8192,outrank:0.8/30,stock:0.8/30,ltr:1.3,cold:burst}
 ONE=${PLAN_ONE-stock:burst,outrank:burst,oracle:burst,outrank:1.3,stock:1.3,flip:0.5/60,ltr:burst,shipped:burst,none:burst,oracle:1.3,ltr:1.3,outrank:burst:1024:8192,stock:burst:1024:8192}
 BARE=${PLAN_BARE-vllm:burst,vllm:0.5/15}
 

@@ -173,7 +173,12 @@ impl Core {
         }
         match (extra.said("outrank.prompt"), it.prompt_token_ids) {
             (Some(text), _) => state.host.score(number, text),
-            (None, Some(ids)) if self.tokenized => self.prompts.put((number, ids.extract()?)),
+            (None, Some(ids)) if self.tokenized => {
+                // What are no token ids stays unscored.
+                if let Ok(ids) = ids.extract() {
+                    self.prompts.put((number, ids));
+                }
+            }
             _ => {}
         }
         Ok(())
