@@ -33,6 +33,7 @@ serve: build model ## builds and serves the embedded model on HOST:PORT
 check: setup ## formatting, lints and docs, all warnings denied
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	cargo clippy --release --locked -p outrank-vllm --features python -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps --quiet
 
 test: model check ## every check, then every test

@@ -87,7 +87,9 @@ fn nothing_is_learned_from_those_who_gave_up() {
 #[test]
 fn a_request_that_runs_keeps_its_priority_when_its_score_comes_late() {
     let mut host = host(r#"{"policy": "sjf"}"#);
-    (1..=2).for_each(|number| drop(host.submit(0.0, &arrival(number, None))));
+    for number in 1..=2 {
+        host.submit(0.0, &arrival(number, None)).unwrap();
+    }
     host.started(1);
     (1..=2).for_each(|number| host.score(number, "Answer yes or no: is 7 prime?".into()));
     let changed = when_scored(&mut host, 2);
