@@ -80,6 +80,9 @@ fn split(data: &Data, fold: usize) -> Fold {
     Fold { learned, unseen }
 }
 
+/// Penalties in a row that are worse than the best, after which no smaller one is tried: tau-b over penalties has one peak.
+const WORSE_PENALTIES: usize = 3;
+
 /// The penalty of the warm start whose unseen rows are ordered best.
 fn best_penalty(
     data: &Data,
@@ -87,7 +90,7 @@ fn best_penalty(
     config: &TrainConfig,
     progress: &mut dyn FnMut(Progress),
 ) -> f64 {
-    let mut best = (f64::NEG_INFINITY, 1.0);
+    let (mut best, mut best_index) = (f64::NEG_INFINITY, 0);
     let mut starts: Vec<Option<Vec<f64>>> = vec![None; folds.len()];
     for (index, &penalty) in config.penalties.iter().enumerate() {
         starts =
@@ -97,8 +100,8 @@ fn best_penalty(
             fold.unseen.iter().for_each(|&row| scores[row] = data.dot(row, weights));
         }
         let tau_b = tau(data, &scores);
-        if tau_b > best.0 {
-            best = (tau_b, penalty);
+        if tau_b > best {
+            (best, best_index) = (tau_b, index);
         }
         progress(Progress {
             stage: "penalty",
@@ -106,8 +109,11 @@ fn best_penalty(
             of: config.penalties.len(),
             tau_b: Some(tau_b),
         });
+        if index >= best_index + WORSE_PENALTIES {
+            break;
+        }
     }
-    best.1
+    config.penalties[best_index]
 }
 
 /// The warm start, brought to the scale of Plackett and Luce, then passes of ListMLE.
