@@ -222,6 +222,7 @@ fn set_upstreams(config: &mut GatewayConfig, gateway: &GatewaySettings) -> Resul
     if let Some(window) = &gateway.window {
         config.window = window.parse().map_err(|error| parsed("--window", error))?;
     }
+    set(&mut config.ask_seats, gateway.ask_seats);
     config.affinity = match gateway.affinity.as_deref() {
         None | Some("none") => Affinity::None,
         Some("session") => Affinity::Session,

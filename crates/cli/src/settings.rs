@@ -122,6 +122,11 @@ settings! {
         /// Requests at each upstream in hold mode: a number, MIN-MAX, or auto, which finds the knee [default: auto]
         #[arg(long, env = "OUTRANK_WINDOW", value_name = "N", help_heading = "Gateway")]
         window: String,
+        /// Ask upstreams how many requests they work on at once (llama.cpp, SGLang), which bounds a window that is auto [default:
+        /// true]
+        #[arg(long, env = "OUTRANK_ASK_SEATS", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+              default_missing_value = "true", help_heading = "Gateway")]
+        ask_seats: bool,
         /// Waiting requests at most; beyond it clients get 429 and Retry-After [default: 1024]
         #[arg(long, env = "OUTRANK_MAX_QUEUE", value_name = "N", help_heading = "Gateway")]
         max_queue: usize,

@@ -112,6 +112,8 @@ pub struct GatewayConfig {
     pub mode: Mode,
     /// Window of upstreams that name none.
     pub window: WindowConfig,
+    /// Whether upstreams are asked how many requests they work on at once, which bounds a window that is `auto`.
+    pub ask_seats: bool,
     /// Name of the policy.
     pub policy: String,
     /// Settings of the policies.
@@ -176,6 +178,7 @@ impl Default for GatewayConfig {
             upstreams_file: None,
             mode: Mode::Hold,
             window: WindowConfig::default(),
+            ask_seats: true,
             policy: "outrank".into(),
             policy_settings: PolicySettings::default(),
             monitor: MonitorSettings::default(),

@@ -182,6 +182,11 @@ impl Desk {
         self.state.lock().probed(self.clock.now(), upstream, up, models);
     }
 
+    /// The engine of an upstream says how many requests it works on at once, or does not.
+    pub(crate) fn engine_says(&self, upstream: &Upstream, seats: Option<u32>) {
+        self.state.lock().engine_says(self.clock.now(), upstream, seats);
+    }
+
     /// Gives a tenant its share of all queues.
     pub(crate) fn set_weights(&self, weights: Vec<(usize, f64)>) {
         self.state.lock().set_weights(weights);

@@ -280,7 +280,7 @@ impl State {
             self.book_of(pool, true).started(RequestId(id));
         }
         if let Some(site) = site.map(|site| &mut self.sites[site]) {
-            site.window.first_token(prompt_tokens, ttft_s, site.in_flight);
+            site.began(prompt_tokens, ttft_s);
         }
         self.pump(now);
     }
@@ -317,7 +317,7 @@ impl State {
         live.avoid = Some(at);
         let work_tokens = std::mem::take(&mut live.work_tokens);
         let site = &mut self.sites[at];
-        site.released(work_tokens);
+        site.released(work_tokens, std::mem::take(&mut live.began));
         match verdict {
             Verdict::Good => site.breaker.succeeded(),
             Verdict::None => site.breaker.abandoned(now),
