@@ -191,6 +191,7 @@ fn settings(args: ServeArgs, file: FileSettings) -> Result<(GatewayConfig, Ranke
     }
     let gateway = args.gateway.or(file.gateway);
     let mut config = GatewayConfig { port: DEFAULT_PORT, ..GatewayConfig::default() };
+    config.otlp_endpoint = serve.otlp_endpoint();
     set(&mut config.host, serve.host);
     set(&mut config.port, serve.port);
     set(&mut config.policy, serve.policy);

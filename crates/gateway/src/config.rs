@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use outrank_core::policies::PolicySettings;
 use outrank_core::{MonitorSettings, OrderBook, ServiceModel};
-use outrank_http::{Replay, ReplayError};
+use outrank_http::{Replay, ReplayError, Traces};
 use thiserror::Error;
 
 use crate::tenants::TenantConfig;
@@ -164,6 +164,8 @@ pub struct GatewayConfig {
     pub max_finished_records: usize,
     /// The journal.
     pub journal: Option<JournalConfig>,
+    /// OTLP collector that traces are sent to.
+    pub otlp_endpoint: Option<String>,
     /// First guess of the mean output length, in tokens.
     pub unscored_tokens: f64,
 }
@@ -204,6 +206,7 @@ impl Default for GatewayConfig {
             drain_timeout: Duration::from_secs(30),
             max_finished_records: 1024,
             journal: None,
+            otlp_endpoint: None,
             unscored_tokens: 200.0,
         }
     }
@@ -238,6 +241,9 @@ impl GatewayConfig {
         }
         if self.health_interval.is_zero() || self.request_timeout.is_zero() {
             return fail("health_interval_s and request_timeout_s must be above 0".into());
+        }
+        if let Some(endpoint) = &self.otlp_endpoint {
+            Traces::check(endpoint).map_err(|error| ConfigError(error.to_string()))?;
         }
         crate::tenants::check(&self.tenants)?;
         self.book(1).map(drop)

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body::Frame;
 use hyper::body::Incoming;
 use outrank_core::{End, Score};
-use outrank_http::{Answer, LocalLatency, Outcome, Served};
+use outrank_http::{Answer, LocalLatency, Outcome, RequestSpan, Served};
 
 use crate::app::App;
 use crate::desk::{Ending, Place, Verdict};
@@ -50,6 +50,7 @@ pub(crate) struct Flight {
     last_at: Option<Instant>,
     itl: LocalLatency,
     outcome: Outcome,
+    span: RequestSpan,
     _counted: Option<Counted>,
 }
 
@@ -74,8 +75,18 @@ impl Flight {
             last_at: None,
             itl: LocalLatency::default(),
             outcome: Outcome::Cancelled,
+            span: RequestSpan::default(),
             _counted: counted,
         }
+    }
+
+    /// What becomes of it is said in this span.
+    pub(crate) fn trace(&mut self, span: RequestSpan) {
+        self.span = span;
+    }
+
+    pub(crate) fn span(&mut self) -> &mut RequestSpan {
+        &mut self.span
     }
 
     pub(crate) fn place(&self) -> Option<&Place> {
@@ -165,6 +176,7 @@ impl Flight {
             self.app.metrics.count_upstream_error(&upstream.name, error);
         }
         self.outcome = Outcome::Failed;
+        self.span.fail(error);
         self.close(scan, false, verdict);
     }
 
@@ -212,6 +224,8 @@ impl Flight {
         known.ttft_s = self.first_at.map(|first| (first - self.facts.arrival).as_secs_f64());
         let score = known.score;
         drop(known);
+        let prompt_tokens = scan.prompt_tokens().unwrap_or(self.facts.prompt_tokens);
+        self.span.set_tokens(prompt_tokens.into(), tokens.into());
         if says_something {
             if self.facts.length_counts {
                 metrics.trust.note_answer(score, tokens, cut);
@@ -272,8 +286,33 @@ impl Flight {
     }
 }
 
+impl Flight {
+    /// Says in the span how it went.
+    fn describe(&mut self) {
+        if !self.span.is_on() {
+            return;
+        }
+        let record = self.record.record();
+        let known = record.facts.lock();
+        let span = &mut self.span;
+        span.set_request(&record.request_id, &record.model);
+        span.set_times(known.queue_s, known.ttft_s, known.e2e_s);
+        span.set_score(known.score);
+        span.set_outcome(self.outcome);
+        span.set("outrank.class", record.class.name());
+        span.set("outrank.attempts", i64::from(known.attempts));
+        if let Some(upstream) = &known.upstream {
+            span.set("outrank.upstream", upstream.clone());
+        }
+        if let Some(sent_at) = self.sent_at {
+            span.set("outrank.upstream_s", sent_at.elapsed().as_secs_f64());
+        }
+    }
+}
+
 impl Drop for Flight {
     fn drop(&mut self) {
+        self.describe();
         // First the connection, which cancels the work at the upstream, then the seat.
         self.lease = None;
         self.place = None;

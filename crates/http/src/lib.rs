@@ -1,6 +1,6 @@
 //! What the HTTP hosts of outrank share: the port and the end of a host, errors as the OpenAI API words them, who asks, bodies within
 //! limits, scoring and learning off the token path, records of requests, how far predictions are to be trusted, what the policy
-//! saves, and the vocabulary of the metrics.
+//! saves, the vocabulary of the metrics, and traces.
 
 mod adaptive;
 mod body;
@@ -13,6 +13,7 @@ mod report;
 mod request_metrics;
 mod scorer;
 mod shadow;
+mod traces;
 mod trust;
 
 pub use adaptive::AdaptiveRanker;
@@ -26,4 +27,5 @@ pub use report::{PredictedTokens, milliseconds};
 pub use request_metrics::{Outcome, RequestMetrics};
 pub use scorer::{Answer, Learned, PendingScore, Predictor, Scorer, ranker_scores};
 pub use shadow::{Replay, ReplayError, Served, Shadow};
+pub use traces::{RequestSpan, Traces, TracesError};
 pub use trust::TrustMetrics;

@@ -13,7 +13,7 @@ use outrank_engine::{FinishReason, Output, Timings, Token, TokenLogprobs};
 use crate::app::App;
 use crate::records::{End, OpenRecord};
 use crate::wire::{LogprobEntry, TokenLogprob, UsageBody};
-use outrank_http::{Answer, ApiError, Outcome, Served};
+use outrank_http::{Answer, ApiError, Outcome, RequestSpan, Served};
 
 /// Something that an output of a request produced.
 #[derive(Clone, PartialEq, Debug)]
@@ -39,6 +39,7 @@ pub(crate) struct Flight {
     /// Outputs that have not ended.
     open_choices: usize,
     failed: bool,
+    span: RequestSpan,
 }
 
 /// What was asked for in an output.
@@ -83,11 +84,20 @@ impl Flight {
             outputs: outputs.into_iter().enumerate().map(indexed).collect(),
             usage: UsageBody::new(prompt_tokens, 0),
             failed: false,
+            span: RequestSpan::default(),
             asked,
             app,
             record,
             arrival,
         }
+    }
+
+    /// What becomes of it is said in this span.
+    pub(crate) fn trace(&mut self, mut span: RequestSpan, request_id: &str) {
+        if span.is_on() {
+            span.set_request(request_id, self.model());
+        }
+        self.span = span;
     }
 
     /// Id of the completion.
@@ -181,6 +191,9 @@ impl Flight {
             choice.end = Some(End::Finished(reason, timings));
             metrics.trust.note_end(choice.eta_finish_s, timings.e2e_s);
         });
+        // Of several outputs, the one that ended last.
+        self.span.set_times(Some(timings.queue_s), Some(timings.ttft_s), Some(timings.e2e_s));
+        self.span.set_score(score);
         let asked = &mut self.asked[index];
         let capped = reason == FinishReason::Length && asked.ends_by_itself;
         if asked.length_counts {
@@ -205,6 +218,7 @@ impl Flight {
 
     fn fail(&mut self, error: ApiError) -> ApiError {
         self.failed = true;
+        self.span.fail(error.code());
         // What still runs is cancelled now, not when the response has been read.
         self.outputs.clear();
         error
@@ -219,6 +233,8 @@ impl Drop for Flight {
             (false, _) => Outcome::Cancelled,
         };
         self.app.metrics.requests.count_request(outcome);
+        self.span.set_tokens(self.usage.prompt_tokens, self.usage.completion_tokens);
+        self.span.set_outcome(outcome);
     }
 }
 
