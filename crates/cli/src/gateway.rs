@@ -242,8 +242,8 @@ fn set_limits(config: &mut GatewayConfig, gateway: &GatewaySettings) -> Result<(
     set(&mut config.max_connections, gateway.max_connections);
     set(&mut config.batch_delay_s, gateway.batch_delay_s);
     set(&mut config.default_delay_s, gateway.default_delay_s);
-    config.max_wait = gateway.max_wait_s.map(|seconds| duration("max_wait_s", seconds)).transpose()?;
     for (target, seconds, name) in [
+        (&mut config.max_wait, gateway.max_wait_s, "max_wait_s"),
         (&mut config.request_timeout, gateway.request_timeout_s, "request_timeout_s"),
         (&mut config.first_byte_timeout, gateway.first_byte_timeout_s, "first_byte_timeout_s"),
         (&mut config.stall_timeout, gateway.stall_timeout_s, "stall_timeout_s"),

@@ -132,8 +132,8 @@ pub struct GatewayConfig {
     pub affinity: Affinity,
     /// Requests that may wait, over all models.
     pub max_queue_requests: usize,
-    /// Refuse requests that would wait longer than this.
-    pub max_wait: Option<Duration>,
+    /// Refuse requests that are likely to wait longer than this.
+    pub max_wait: Duration,
     /// Time for a request from arrival to the last byte.
     pub request_timeout: Duration,
     /// Time until an upstream has accepted a connection.
@@ -190,7 +190,7 @@ impl Default for GatewayConfig {
             batch_delay_s: 60.0,
             affinity: Affinity::None,
             max_queue_requests: 1024,
-            max_wait: None,
+            max_wait: Duration::from_secs(60),
             request_timeout: Duration::from_secs(600),
             connect_timeout: Duration::from_secs(2),
             first_byte_timeout: Duration::from_secs(300),
@@ -238,6 +238,9 @@ impl GatewayConfig {
         }
         if self.max_body_bytes == 0 || self.max_connections == 0 {
             return fail("max_body_bytes and max_connections must be at least 1".into());
+        }
+        if self.max_wait.is_zero() {
+            return fail("max_wait_s must be above 0".into());
         }
         if self.health_interval.is_zero() || self.request_timeout.is_zero() {
             return fail("health_interval_s and request_timeout_s must be above 0".into());

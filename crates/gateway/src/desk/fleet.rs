@@ -7,6 +7,7 @@ use std::time::Duration;
 use outrank_core::Timestamp;
 
 use super::Models;
+use super::overrun::Overrun;
 use super::site::Site;
 use super::state::{Pool, State};
 use crate::config::{ConfigError, GatewayConfig, Mode};
@@ -135,6 +136,7 @@ impl State {
             sites: Vec::new(),
             unavailable_since: None,
             answers: 0,
+            overrun: Overrun::default(),
         })
     }
 

@@ -7,6 +7,7 @@
 
 mod choose;
 mod fleet;
+mod overrun;
 mod report;
 mod site;
 mod state;
