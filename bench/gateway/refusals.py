@@ -5,7 +5,7 @@ usage: python3 bench/gateway/refusals.py --outrank BIN [--requests 4000] [--log 
 A gateway with many keys is asked with keys that are wrong in different ways, in turn, in random order, over one connection. The time of
 each refusal is taken, and each kind is compared with a key that is wrong from its first character, by Welch's t-test on what is
 left of the times without their slowest tenth, where neighbours on the machine show (dudect compares so). |t| above 4.5 is taken for a leak. As a proof that the
-test can see, it also compares two kinds that must differ: a request with a right key, which is answered by another path.
+test can see, a request without a key must differ: for it nothing is hashed, which its client knows anyway.
 """
 import argparse
 import http.client
@@ -90,7 +90,7 @@ def main():
     parser.add_argument("--tenants", type=int, default=64)
     parser.add_argument("--log", type=Path)
     args = parser.parse_args()
-    lines, leaks = [], []
+    lines, leaks, blind = [], [], True
 
     def tell(line):
         lines.append(line)
@@ -107,7 +107,7 @@ def main():
         cases["revoked"] = (bearer(keys[names[1]]), 401)
         cases["no key"] = ({}, 401)
         cases["another scheme"] = ({"authorization": "Basic " + keys[names[0]]}, 401)
-        cases["a right key (must differ)"] = (bearer(keys[names[0]]), 200)
+        cases["a right key"] = (bearer(keys[names[0]]), 200)
         times = measure(gateway, cases, args.requests, 7)
         facts = harness.binary_facts(args.outrank)
         tell(f"{facts['version']} at {facts['commit']}, {args.tenants} tenants, {args.requests} requests of each kind in random order over one connection; times in us")
@@ -118,16 +118,19 @@ def main():
             at = lambda share: ordered[int(len(ordered) * share)]
             t = 0.0 if sample is base else welch(sample, base)
             tell(f"{name:58} {at(0.1):7.1f} {at(0.5):7.1f} {at(0.9):7.1f} {t:7.2f}")
+            blind &= not (name == "no key" and abs(t) > LEAK_T)
             # Kinds that are told apart by what the client sent, not by what the gateway knows, may differ.
             if name.startswith(("wrong", "as above", "right but", "unlike", "revoked")) and abs(t) > LEAK_T:
                 leaks.append(name)
         # A wrong key is refused before anything of the body has come.
         tell(f"a body of 5 MiB with a wrong key: {too_long(gateway, 'x' * 20, False)}; with a right one: {too_long(gateway, keys[names[0]], True)}")
     tell(f"told apart by time: {', '.join(leaks) or 'none'}")
+    if blind:
+        tell("no key was not told apart either: the test sees too little, take more --requests")
     if args.log:
         args.log.parent.mkdir(parents=True, exist_ok=True)
         args.log.write_text("\n".join(lines) + "\n")
-    sys.exit(bool(leaks))
+    sys.exit(bool(leaks) or blind)
 
 
 if __name__ == "__main__":
