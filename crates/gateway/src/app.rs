@@ -54,7 +54,7 @@ impl App {
             scorer: RwLock::new(Arc::new(Scorer::start(
                 predictor,
                 config.max_scoring_queue,
-                metrics.scorer.clone(),
+                metrics.host.scorer.clone(),
             )?)),
             journal: RwLock::new(journal.map(Arc::new)),
             desk: Arc::new(Desk::new(clock, Arc::clone(config))),

@@ -103,7 +103,7 @@ impl Flight {
         let mut facts = self.record.record().facts.lock();
         if self.sent_at.is_none() {
             let queue_s = (now - self.facts.arrival).as_secs_f64();
-            self.app.metrics.requests.queue_wait.observe(queue_s);
+            self.app.metrics.host.requests.queue_wait.observe(queue_s);
             facts.queue_s = Some(queue_s);
         }
         facts.attempts += 1;
@@ -149,7 +149,7 @@ impl Flight {
         match self.last_at.replace(now) {
             None => {
                 self.first_at = Some(now);
-                self.app.metrics.requests.ttft.observe((now - self.facts.arrival).as_secs_f64());
+                self.app.metrics.host.requests.ttft.observe((now - self.facts.arrival).as_secs_f64());
                 if let (Some(place), Some(sent_at)) = (&self.place, self.sent_at) {
                     place.first_token((now - sent_at).as_secs_f64());
                 }
@@ -209,12 +209,12 @@ impl Flight {
             let streamed = scan.is_stream();
             place.end(&Ending { tokens, end, verdict, e2e_s: at_upstream_s, per_token_s, streamed });
         }
-        metrics.requests.generation_tokens.inc_by(tokens.into());
-        metrics.requests.prompt_tokens.inc_by(scan.prompt_tokens().unwrap_or(0).into());
+        metrics.host.requests.generation_tokens.inc_by(tokens.into());
+        metrics.host.requests.prompt_tokens.inc_by(scan.prompt_tokens().unwrap_or(0).into());
         metrics.malformed_lines.inc_by(scan.malformed_lines.into());
         if answered {
-            metrics.requests.e2e.observe(e2e_s);
-            metrics.trust.note_end(self.record.record().eta_finish_s, e2e_s);
+            metrics.host.requests.e2e.observe(e2e_s);
+            metrics.host.trust.note_end(self.record.record().eta_finish_s, e2e_s);
         }
         if let Some(tenant) = &self.record.record().tenant {
             metrics.count_tenant(tenant, tokens);
@@ -228,7 +228,7 @@ impl Flight {
         self.span.set_tokens(prompt_tokens.into(), tokens.into());
         if says_something {
             if self.facts.length_counts {
-                metrics.trust.note_answer(score, tokens, cut);
+                metrics.host.trust.note_answer(score, tokens, cut);
             }
             let served = Served {
                 arrival: self.facts.arrival,
@@ -239,7 +239,7 @@ impl Flight {
                 capped: cut,
                 score,
             };
-            metrics.shadow.note(served, || self.app.replay());
+            metrics.host.shadow.note(served, || self.app.replay());
             if let (Some(text), true) = (&self.facts.ranked, self.facts.ends_by_itself) {
                 self.app.scorer().tell(Answer { text: Arc::clone(text), tokens, censored: cut });
             }
@@ -316,8 +316,8 @@ impl Drop for Flight {
         // First the connection, which cancels the work at the upstream, then the seat.
         self.lease = None;
         self.place = None;
-        self.app.metrics.requests.itl.add(&self.itl);
-        self.app.metrics.requests.count_request(self.outcome);
+        self.app.metrics.host.requests.itl.add(&self.itl);
+        self.app.metrics.host.requests.count_request(self.outcome);
         self.record.record().facts.lock().outcome = Some(self.outcome);
     }
 }

@@ -5,6 +5,7 @@
 mod adaptive;
 mod body;
 mod error;
+mod host_metrics;
 mod identity;
 mod listen;
 mod metrics;
@@ -19,6 +20,7 @@ mod trust;
 pub use adaptive::AdaptiveRanker;
 pub use body::read_json_body;
 pub use error::{ApiError, ErrorCode, json_response};
+pub use host_metrics::HostMetrics;
 pub use identity::{KeyDigest, Keys, REQUEST_ID, WrongKey, random_id, sane_request_id};
 pub use listen::{BindError, Drained, listen_on};
 pub use metrics::{LatencyHistogram, LocalLatency, METRICS_CONTENT_TYPE, ScorerMetrics};

@@ -27,7 +27,7 @@ pub(crate) async fn serve<W: Wire>(app: Arc<App>, identity: Identity, request: R
     match generate::<W>(&app, &identity, request, arrival, &mut span).await {
         Ok(response) => response,
         Err(refusal) => {
-            app.metrics.requests.count_request(Outcome::Rejected);
+            app.metrics.host.requests.count_request(Outcome::Rejected);
             span.set_outcome(Outcome::Rejected);
             span.fail(refusal.code());
             refusal.into_response()
