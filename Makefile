@@ -12,7 +12,7 @@ PORT      ?= 8000
 NEXTEST   := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 TRACE     := traces/smollm2-135m.jsonl.gz
 
-.PHONY: gateway-bench bench-gateway bench-relief soak-gateway faults-gateway judge-openai judge-schemathesis judge-guidellm secrets-gateway judges test-vllm test-vllm-contract help setup model build serve test check demo ranker trace paper reality reality-plugin reality-cpu ranker-table simulated bench-sim bench-plan bench-score bench-engine clean
+.PHONY: refusals-gateway test-upstreams gateway-bench bench-gateway bench-relief soak-gateway faults-gateway judge-openai judge-schemathesis judge-guidellm secrets-gateway judges test-vllm test-vllm-contract help setup model build serve test check demo ranker trace paper reality reality-plugin reality-cpu ranker-table simulated bench-sim bench-plan bench-score bench-engine clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -115,6 +115,9 @@ soak-gateway: gateway-bench ## 2,000 streams for ten minutes, overload and two t
 faults-gateway: gateway-bench ## upstreams that fail in every way, from outside: nothing lost, nothing doubled
 	@python3 $(GATEWAY)/faults.py --outrank $(OUTRANK)
 
+test-upstreams: build model ## two embedded servers and llama.cpp's own behind the gateway, both modes, one killed; into results/gateway (its build: ten minutes)
+	@bash $(GATEWAY)/upstreams.sh --outrank $(OUTRANK) --log results/gateway/upstreams.log
+
 judge-openai: gateway-bench ## the openai client from PyPI against the gateway
 	@bash $(GATEWAY)/venvs.sh judges
 	@.venv/judges/bin/python $(GATEWAY)/judge_openai.py --outrank $(OUTRANK)
@@ -124,6 +127,9 @@ judge-schemathesis: build ## schemathesis from PyPI against the gateway's OpenAP
 
 judge-guidellm: build ## guidellm from PyPI loads the gateway, into results/gateway
 	@bash $(GATEWAY)/guidellm.sh $(OUTRANK)
+
+refusals-gateway: build ## whether the time of a refusal tells anything of the key that was wrong, into results/gateway
+	@python3 $(GATEWAY)/refusals.py --outrank $(OUTRANK) --log results/gateway/refusals.log
 
 secrets-gateway: gateway-bench ## greps log, metrics, journal and errors of the gateway for prompts and keys
 	@python3 $(GATEWAY)/secrets.py --outrank $(OUTRANK)

@@ -146,7 +146,7 @@ def tau_b(x, y):
 
 def without(bench, left, limit=10_000):
     """What a model that never saw the family `left` is trained on: one group a trace."""
-    names = [name for name in sorted(bench.sets) if family(name) not in (left, "mixed")]
+    names = [name for name in sorted(bench.sets) if family(name) not in (left, "mixed") and not name.startswith("licensed/")]
     siblings = {name: sum(family(other) == family(name) for other in names) for name in names}
     return [bench.split(name)[0][: None if name.startswith("own/") else limit // siblings[name]] for name in names]
 
@@ -154,7 +154,7 @@ def without(bench, left, limit=10_000):
 def main(folder, out, *wanted):
     began = time.monotonic()
     bench, result = Bench(folder), {"own": {}, "left_out": {}, "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"}
-    traces = [name for name in sorted(bench.sets) if not name.startswith("own/")]
+    traces = [name for name in sorted(bench.sets) if "/" not in name]
     wanted = wanted or ["without:flask", "without:mmlupro", "without:instructionwild", *traces]
 
     def save():

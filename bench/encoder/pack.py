@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-VERSION = 1
+VERSION = 2
 PIECES = 30522
 
 
@@ -26,7 +26,11 @@ def fingerprint(piece):
 
 
 def main(encoder, tokenizer, out):
-    (_, layers, width, _, half), weights = pickle.load(open(encoder, "rb"))
+    shape, weights = pickle.load(open(encoder, "rb"))
+    kinds, half = shape.split(":")
+    width = len(weights["n.weight"])
+    convolutions, attentions = kinds.count("c"), kinds.count("a")
+    assert kinds == "c" * convolutions + "a" * attentions
     vocabulary = json.load(open(tokenizer))["model"]["vocab"]
     pieces = sorted(vocabulary, key=vocabulary.get)
     assert len(pieces) == PIECES and vocabulary[pieces[-1]] == PIECES - 1
@@ -36,15 +40,17 @@ def main(encoder, tokenizer, out):
     assert len(set(whole.tolist())) == len(whole), "two pieces share a fingerprint"
     integers, scales = weights.pop("e.weight")
     names = ["pos"]
-    for layer in range(layers):
-        names += [f"b.{layer}.{part}.{kind}" for part in ("n1", "qkv", "o", "n2", "up", "down") for kind in ("weight", "bias")]
+    for layer, mixing in enumerate(kinds):
+        mix = ["c"] if mixing == "c" else [f"{part}.{kind}" for part in ("qkv", "o") for kind in ("weight", "bias")]
+        rest = [f"{part}.{kind}" for part in ("n2", "up", "down") for kind in ("weight", "bias")]
+        names += [f"b.{layer}.{name}" for name in ["n1.weight", "n1.bias", *mix, *rest]]
     names += [f"{part}.{kind}" for part in ("n", "a", "h1", "h2") for kind in ("weight", "bias")]
     assert sorted(names) == sorted(weights), set(names) ^ set(weights)
     # Matrices with the input as rows, so that one input's share of all outputs lies together.
-    parts = [weights[name].T if weights[name].ndim == 2 and name != "pos" else weights[name] for name in names]
+    parts = [weights[name].T if weights[name].ndim == 2 and name.endswith("weight") else weights[name] for name in names]
     flat = np.concatenate([np.ascontiguousarray(part).ravel() for part in parts]).astype("<f2")
-    ffn, hidden, outputs = (weights[name].shape[0] for name in ("b.0.up.weight", "h1.weight", "h2.weight"))
-    data = b"OUTRANKE" + struct.pack("<9I", VERSION, PIECES, width, layers, ffn, half, hidden, outputs, flat.size)
+    inner, heads, hidden, outputs = (weights[name].shape[0] for name in ("b.0.up.weight", "a.weight", "h1.weight", "h2.weight"))
+    data = b"OUTRANKE" + struct.pack("<11I", VERSION, PIECES, width, convolutions, attentions, inner, int(half), heads, hidden, outputs, flat.size)
     data += prints.tobytes() + scales.astype("<f2").tobytes() + integers.tobytes() + flat.tobytes()
     data += hashlib.sha256(data).digest()
     with open(out + ".tmp", "wb") as file:

@@ -1,4 +1,5 @@
-"""What minilm.py needs, small enough to send to a machine with a GPU: token ids of all prompts, and MiniLM's weights in 8 bits.
+"""What the other scripts need, small enough to send to a machine with a GPU: token ids of all prompts, the openings of those that
+generate.py may continue, and MiniLM's weights in 8 bits.
 
 usage: python3 prepare.py PACKAGE_DIR DATA_DIR OUT_DIR [OWN_TRACE...]     (needs numpy, tokenizers, safetensors)
 
@@ -18,7 +19,11 @@ import numpy as np
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-MAX_LEARNED, HALF_TOKENS, READ_CHARS = 10_000, 96, 6000
+MAX_LEARNED, HALF_TOKENS, READ_CHARS, OPENING_CHARS = 10_000, 96, 6000, 160
+# Sources of mixed that the encoder does not learn from: prompts that go back to Alpaca's (CC BY-NC), and exams (teach.py).
+NOT_FREE = ("halueval", "mmlupro")
+# Traces with an MIT or Apache-2.0 licence, one of each set of prompts.
+CONTINUED = ("alpaca-libre", "arenahard-gpt-4-0613", "chatdoctor", "gpteacher", "ifbench", "mifeval-gpt4o.")
 
 
 def held_out(prompt):
@@ -54,7 +59,7 @@ def main(package, data, out, *own):
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    numbers, sets = {}, {}
+    numbers, sets, openings = {}, {}, set()
     for path in sorted((Path(data) / "length").glob("*.jsonl.gz")) + [Path(path) for path in own]:
         with gzip.open(path, "rt") as file:
             rows = [{**row, "prompt": text(row)} for row in map(json.loads, file)]
@@ -63,14 +68,21 @@ def main(package, data, out, *own):
         for row in rows:
             held = str(path) not in own and held_out(row["prompt"])
             learned += not held
+            if str(path) in own or not held and path.name.startswith(CONTINUED):
+                openings.add(row["prompt"][:OPENING_CHARS])
             if held or learned <= MAX_LEARNED:
                 number = numbers.setdefault(row["prompt"], len(numbers))
                 kept.append((number, length(row["output_tokens"]), held))
-        sets[("own/" if str(path) in own else "") + path.name.removesuffix(".jsonl.gz")] = kept
+        name = path.name.removesuffix(".jsonl.gz")
+        sets[("own/" if str(path) in own else "") + name] = kept
+        if name.startswith("mixed"):
+            free = {numbers[row["prompt"]] for row in rows if row["source"] not in NOT_FREE and row["prompt"] in numbers}
+            sets["licensed/" + name] = [entry for entry in kept if entry[0] in free]
     ids = [tokenizer.encode(prompt[:READ_CHARS]).ids for prompt in numbers]
     ids = [np.array(i if len(i) <= 2 * HALF_TOKENS else i[:HALF_TOKENS] + i[-HALF_TOKENS:], np.uint16) for i in ids]
     offsets = np.cumsum([0] + [len(i) for i in ids]).astype(np.int64)
     Path(out).mkdir(parents=True, exist_ok=True)
+    (Path(out) / "openings.json").write_text(json.dumps(sorted(openings)))
     with lzma.open(Path(out) / "tokens.xz", "wb", preset=6) as file:
         pickle.dump((np.concatenate(ids), offsets, sets), file)
     with lzma.open(Path(out) / "minilm.xz", "wb", preset=6) as file:

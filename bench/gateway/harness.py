@@ -145,14 +145,14 @@ def sglang_router(started, logs, upstreams):
     return server.wait()
 
 
-def outrank(started, logs, binary, upstreams, mode="hold", name=None, flags=(), env=None, port=None, body=None):
+def outrank(started, logs, binary, upstreams, mode="hold", name=None, flags=(), env=None, port=None, body=None, ready="/health"):
     """The gateway. `flags` go to `outrank serve` as they are."""
     port = port or free_port()
     command = [binary, "serve", "--host", HOST, "--port", port]
     for upstream in upstreams:
         command += ["--upstream", upstream if isinstance(upstream, str) else upstream.url]
     command += ["--mode", mode, *flags]
-    server = Server(name or f"outrank-{mode}", command, port, Path(logs) / f"{name or 'outrank-' + mode}-{port}.log", env=env, body=body)
+    server = Server(name or f"outrank-{mode}", command, port, Path(logs) / f"{name or 'outrank-' + mode}-{port}.log", ready=ready, env=env, body=body)
     started.append(server)
     return server.wait()
 

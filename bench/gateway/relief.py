@@ -53,7 +53,8 @@ def run(args, logs, number, case, way, seed, ranker):
         target = server
         behind = way != "plain"
         if behind:
-            flags = ["--ranker", str(ranker), *way.split()[1:]]
+            # The server alone refuses nobody.
+            flags = ["--ranker", str(ranker), "--max-wait-s", "3600", *way.split()[1:]]
             target = harness.outrank(started, logs, args.outrank, [server], "hold", name=f"outrank-{number}", flags=flags)
         command = [args.bench or args.outrank, "bench", "--url", target.url, "--trace", args.trace, "--held-out", "--ranker", ranker,
                    "--lengths", "recorded", "--max-tokens", args.cap, "--seed", seed, "--warm-up", args.seats, "--json",
@@ -134,6 +135,18 @@ def keep(args, runs, began, code):
     harness.write(args.out, "relief", {"facts": facts, "runs": runs}, table(facts, runs))
 
 
+def before(args):
+    """The runs of before that are to be kept."""
+    if not args.resume:
+        return []
+    kept = json.loads((args.out / "relief.json").read_text())
+    mine = {"seats": args.seats, "context": args.seats * args.context, "threads": args.threads, "cap": args.cap, "outrank": harness.binary_facts(args.outrank)}
+    theirs = {name: kept["facts"][name] for name in mine}
+    if mine != theirs:
+        raise SystemExit(f"relief: cannot resume: {args.out}/relief.json was made with {theirs}, this is {mine}")
+    return kept["runs"]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--outrank", type=Path, required=True)
@@ -144,20 +157,21 @@ def main():
     parser.add_argument("--seats", type=int, default=4, help="of llama-server, whose own default is 4")
     parser.add_argument("--context", type=int, default=1536, help="tokens a seat")
     parser.add_argument("--threads", type=int, default=1, help="of llama-server; two wait for each other on a busy machine, and are then far slower")
-    parser.add_argument("--cap", type=int, default=96, help="longest answer in tokens")
+    parser.add_argument("--cap", type=int, default=256, help="longest answer in tokens")
     parser.add_argument("--bursts", default="40")
     parser.add_argument("--rates", default="1.6")
     parser.add_argument("--duration-s", type=float, default=40.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--resume", action="store_true", help="keep the rounds that --out has, made with the same settings, and do those that are missing")
     parser.add_argument("--ways", default="plain,outrank", help="plain, and outrank with flags: plain,outrank,outrank --window 5")
     parser.add_argument("--shared", default="the machine was shared with other builds")
     parser.add_argument("--out", type=Path, default=harness.ROOT / "results/gateway")
     args = parser.parse_args()
-    runs, number, began, code = [], 0, time.time(), harness.commit()
+    runs, number, began, code = before(args), 0, time.time(), harness.commit()
     with tempfile.TemporaryDirectory() as logs:
         ranker = Path(logs) / "own.outrank"
         subprocess.run([args.bench or args.outrank, "train", "--trace", args.trace, "--out", ranker], check=True, capture_output=True)
-        for turn in range(args.rounds):
+        for turn in range(1 + max((run["round"] for run in runs), default=-1), args.rounds):
             for case, flags in cases(args).items():
                 ways = args.ways.split(",")
                 for way in ways[turn % len(ways):] + ways[:turn % len(ways)]:

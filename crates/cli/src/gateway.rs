@@ -191,6 +191,7 @@ fn settings(args: ServeArgs, file: FileSettings) -> Result<(GatewayConfig, Ranke
     }
     let gateway = args.gateway.or(file.gateway);
     let mut config = GatewayConfig { port: DEFAULT_PORT, ..GatewayConfig::default() };
+    config.otlp_endpoint = serve.otlp_endpoint();
     set(&mut config.host, serve.host);
     set(&mut config.port, serve.port);
     set(&mut config.policy, serve.policy);
@@ -222,6 +223,7 @@ fn set_upstreams(config: &mut GatewayConfig, gateway: &GatewaySettings) -> Resul
     if let Some(window) = &gateway.window {
         config.window = window.parse().map_err(|error| parsed("--window", error))?;
     }
+    set(&mut config.ask_seats, gateway.ask_seats);
     config.affinity = match gateway.affinity.as_deref() {
         None | Some("none") => Affinity::None,
         Some("session") => Affinity::Session,
@@ -240,8 +242,8 @@ fn set_limits(config: &mut GatewayConfig, gateway: &GatewaySettings) -> Result<(
     set(&mut config.max_connections, gateway.max_connections);
     set(&mut config.batch_delay_s, gateway.batch_delay_s);
     set(&mut config.default_delay_s, gateway.default_delay_s);
-    config.max_wait = gateway.max_wait_s.map(|seconds| duration("max_wait_s", seconds)).transpose()?;
     for (target, seconds, name) in [
+        (&mut config.max_wait, gateway.max_wait_s, "max_wait_s"),
         (&mut config.request_timeout, gateway.request_timeout_s, "request_timeout_s"),
         (&mut config.first_byte_timeout, gateway.first_byte_timeout_s, "first_byte_timeout_s"),
         (&mut config.stall_timeout, gateway.stall_timeout_s, "stall_timeout_s"),

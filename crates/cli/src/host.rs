@@ -167,6 +167,7 @@ impl HostConfig {
         set(&mut server.drain_timeout_s, serve.drain_s);
         server.api_keys.extend(serve.api_key.clone());
         set(&mut server.model_name, serve.model_name.clone());
+        server.otlp_endpoint = serve.otlp_endpoint();
         server.check().map_err(|error| usage(error.to_string()))?;
         Ok(Self { server, ..config })
     }

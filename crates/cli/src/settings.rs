@@ -54,6 +54,10 @@ settings! {
         /// Seconds that running requests may take to finish on SIGTERM or Ctrl-C [default: 30]
         #[arg(long, env = "OUTRANK_DRAIN_S", value_name = "SECONDS")]
         drain_s: u64,
+        /// Send a trace of each request to this OpenTelemetry collector (OTLP over HTTP), such as http://localhost:4318 [default: none
+        /// is sent]
+        #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+        otlp_endpoint: String,
         /// Order by arrival, and count in outrank_shadow_saved_seconds what the policy would save
         #[arg(long, env = "OUTRANK_SHADOW", value_name = "BOOL", num_args = 0..=1, require_equals = true,
               default_missing_value = "true")]
@@ -65,6 +69,11 @@ impl ServeSettings {
     /// Name of the policy.
     pub(crate) fn policy(&self) -> &str {
         self.policy.as_deref().unwrap_or(NAMES[0])
+    }
+
+    /// Where traces go. An empty variable is none, as OpenTelemetry has it.
+    pub(crate) fn otlp_endpoint(&self) -> Option<String> {
+        self.otlp_endpoint.clone().filter(|endpoint| !endpoint.is_empty())
     }
 }
 
@@ -122,10 +131,15 @@ settings! {
         /// Requests at each upstream in hold mode: a number, MIN-MAX, or auto, which finds the knee [default: auto]
         #[arg(long, env = "OUTRANK_WINDOW", value_name = "N", help_heading = "Gateway")]
         window: String,
+        /// Ask upstreams how many requests they work on at once (llama.cpp, SGLang), which bounds a window that is auto [default:
+        /// true]
+        #[arg(long, env = "OUTRANK_ASK_SEATS", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+              default_missing_value = "true", help_heading = "Gateway")]
+        ask_seats: bool,
         /// Waiting requests at most; beyond it clients get 429 and Retry-After [default: 1024]
         #[arg(long, env = "OUTRANK_MAX_QUEUE", value_name = "N", help_heading = "Gateway")]
         max_queue: usize,
-        /// Refuse requests that would wait longer than this, in seconds [default: wait]
+        /// Refuse requests that are likely to wait longer than this, in seconds [default: 60]
         #[arg(long, env = "OUTRANK_MAX_WAIT_S", value_name = "SECONDS", help_heading = "Gateway")]
         max_wait_s: f64,
         /// Seconds that a request may take from arrival to its last byte; clients may ask for less (x-outrank-timeout-ms) [default: 600]

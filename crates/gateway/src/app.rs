@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use outrank_http::{ApiError, Predictor, Replay, Scorer};
+use outrank_http::{ApiError, Predictor, Replay, Scorer, Traces};
 use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +33,8 @@ pub(crate) struct App {
     /// Cancelled when requests that still wait must end now.
     pub(crate) stop: CancellationToken,
     pub(crate) clock: Clock,
+    /// Where spans go, if anywhere.
+    pub(crate) traces: Option<Arc<Traces>>,
     next_record: AtomicU64,
     draining: AtomicBool,
 }
@@ -43,6 +45,7 @@ impl App {
         predictor: Option<Box<dyn Predictor>>,
         journal: Option<Journal>,
         metrics: Arc<Metrics>,
+        traces: Option<Arc<Traces>>,
     ) -> std::io::Result<Self> {
         let clock = Clock::start();
         let app = Self {
@@ -51,7 +54,7 @@ impl App {
             scorer: RwLock::new(Arc::new(Scorer::start(
                 predictor,
                 config.max_scoring_queue,
-                metrics.scorer.clone(),
+                metrics.host.scorer.clone(),
             )?)),
             journal: RwLock::new(journal.map(Arc::new)),
             desk: Arc::new(Desk::new(clock, Arc::clone(config))),
@@ -59,6 +62,7 @@ impl App {
             metrics,
             stop: CancellationToken::new(),
             clock,
+            traces,
             next_record: AtomicU64::new(1),
             draining: AtomicBool::new(false),
             config: RwLock::new(Arc::clone(config)),

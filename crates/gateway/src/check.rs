@@ -9,6 +9,7 @@ use crate::tls;
 use crate::upstream::Upstream;
 use crate::upstream::discovery::read_file;
 use crate::upstream::health::{self, Health};
+use crate::upstream::seats;
 
 /// Whether an upstream was reached.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -36,7 +37,7 @@ pub async fn check(config: &GatewayConfig) -> Result<Vec<Reached>, GatewayError>
     let mut all = Vec::new();
     for upstream in &wanted {
         let upstream = Upstream::new(upstream, None, config, &trust)?;
-        let (up, says) = match health::check(&upstream).await {
+        let (up, mut says) = match health::check(&upstream).await {
             Health::Up(Some(Models::Listed(models) | Models::Configured(models))) => {
                 (true, format!("serves {}", models.join(", ")))
             }
@@ -46,6 +47,12 @@ pub async fn check(config: &GatewayConfig) -> Result<Vec<Reached>, GatewayError>
             }
             Health::Failing => (false, "does not answer /v1/models as it should".to_owned()),
         };
+        if up
+            && upstream.wants_seats()
+            && let Some(seats) = seats::ask(&upstream).await
+        {
+            says.push_str(&format!("; works on {seats} requests at once"));
+        }
         all.push(Reached { upstream: upstream.name, up, says });
     }
     Ok(all)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use outrank_core::policies::PolicySettings;
 use outrank_core::{MonitorSettings, OrderBook, ServiceModel};
-use outrank_http::{Replay, ReplayError};
+use outrank_http::{Replay, ReplayError, Traces};
 use thiserror::Error;
 
 use crate::tenants::TenantConfig;
@@ -112,6 +112,8 @@ pub struct GatewayConfig {
     pub mode: Mode,
     /// Window of upstreams that name none.
     pub window: WindowConfig,
+    /// Whether upstreams are asked how many requests they work on at once, which bounds a window that is `auto`.
+    pub ask_seats: bool,
     /// Name of the policy.
     pub policy: String,
     /// Settings of the policies.
@@ -130,8 +132,8 @@ pub struct GatewayConfig {
     pub affinity: Affinity,
     /// Requests that may wait, over all models.
     pub max_queue_requests: usize,
-    /// Refuse requests that would wait longer than this.
-    pub max_wait: Option<Duration>,
+    /// Refuse requests that are likely to wait longer than this.
+    pub max_wait: Duration,
     /// Time for a request from arrival to the last byte.
     pub request_timeout: Duration,
     /// Time until an upstream has accepted a connection.
@@ -162,6 +164,8 @@ pub struct GatewayConfig {
     pub max_finished_records: usize,
     /// The journal.
     pub journal: Option<JournalConfig>,
+    /// OTLP collector that traces are sent to.
+    pub otlp_endpoint: Option<String>,
     /// First guess of the mean output length, in tokens.
     pub unscored_tokens: f64,
 }
@@ -176,6 +180,7 @@ impl Default for GatewayConfig {
             upstreams_file: None,
             mode: Mode::Hold,
             window: WindowConfig::default(),
+            ask_seats: true,
             policy: "outrank".into(),
             policy_settings: PolicySettings::default(),
             monitor: MonitorSettings::default(),
@@ -185,7 +190,7 @@ impl Default for GatewayConfig {
             batch_delay_s: 60.0,
             affinity: Affinity::None,
             max_queue_requests: 1024,
-            max_wait: None,
+            max_wait: Duration::from_secs(60),
             request_timeout: Duration::from_secs(600),
             connect_timeout: Duration::from_secs(2),
             first_byte_timeout: Duration::from_secs(300),
@@ -201,6 +206,7 @@ impl Default for GatewayConfig {
             drain_timeout: Duration::from_secs(30),
             max_finished_records: 1024,
             journal: None,
+            otlp_endpoint: None,
             unscored_tokens: 200.0,
         }
     }
@@ -233,8 +239,14 @@ impl GatewayConfig {
         if self.max_body_bytes == 0 || self.max_connections == 0 {
             return fail("max_body_bytes and max_connections must be at least 1".into());
         }
+        if self.max_wait.is_zero() {
+            return fail("max_wait_s must be above 0".into());
+        }
         if self.health_interval.is_zero() || self.request_timeout.is_zero() {
             return fail("health_interval_s and request_timeout_s must be above 0".into());
+        }
+        if let Some(endpoint) = &self.otlp_endpoint {
+            Traces::check(endpoint).map_err(|error| ConfigError(error.to_string()))?;
         }
         crate::tenants::check(&self.tenants)?;
         self.book(1).map(drop)

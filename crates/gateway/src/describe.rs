@@ -41,6 +41,7 @@ pub(crate) fn upstreams(app: &App) -> Value {
             "breaker": breaker,
             "in_flight": site.in_flight,
             "window": site.window,
+            "seats": site.seats,
             "work_tokens": site.work_tokens.round(),
         })
     };

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body::Frame;
 use hyper::body::Incoming;
 use outrank_core::{End, Score};
-use outrank_http::{Answer, LocalLatency, Outcome, Served};
+use outrank_http::{Answer, LocalLatency, Outcome, RequestSpan, Served};
 
 use crate::app::App;
 use crate::desk::{Ending, Place, Verdict};
@@ -50,6 +50,7 @@ pub(crate) struct Flight {
     last_at: Option<Instant>,
     itl: LocalLatency,
     outcome: Outcome,
+    span: RequestSpan,
     _counted: Option<Counted>,
 }
 
@@ -74,8 +75,18 @@ impl Flight {
             last_at: None,
             itl: LocalLatency::default(),
             outcome: Outcome::Cancelled,
+            span: RequestSpan::default(),
             _counted: counted,
         }
+    }
+
+    /// What becomes of it is said in this span.
+    pub(crate) fn trace(&mut self, span: RequestSpan) {
+        self.span = span;
+    }
+
+    pub(crate) fn span(&mut self) -> &mut RequestSpan {
+        &mut self.span
     }
 
     pub(crate) fn place(&self) -> Option<&Place> {
@@ -92,7 +103,7 @@ impl Flight {
         let mut facts = self.record.record().facts.lock();
         if self.sent_at.is_none() {
             let queue_s = (now - self.facts.arrival).as_secs_f64();
-            self.app.metrics.requests.queue_wait.observe(queue_s);
+            self.app.metrics.host.requests.queue_wait.observe(queue_s);
             facts.queue_s = Some(queue_s);
         }
         facts.attempts += 1;
@@ -138,7 +149,7 @@ impl Flight {
         match self.last_at.replace(now) {
             None => {
                 self.first_at = Some(now);
-                self.app.metrics.requests.ttft.observe((now - self.facts.arrival).as_secs_f64());
+                self.app.metrics.host.requests.ttft.observe((now - self.facts.arrival).as_secs_f64());
                 if let (Some(place), Some(sent_at)) = (&self.place, self.sent_at) {
                     place.first_token((now - sent_at).as_secs_f64());
                 }
@@ -165,6 +176,7 @@ impl Flight {
             self.app.metrics.count_upstream_error(&upstream.name, error);
         }
         self.outcome = Outcome::Failed;
+        self.span.fail(error);
         self.close(scan, false, verdict);
     }
 
@@ -197,12 +209,12 @@ impl Flight {
             let streamed = scan.is_stream();
             place.end(&Ending { tokens, end, verdict, e2e_s: at_upstream_s, per_token_s, streamed });
         }
-        metrics.requests.generation_tokens.inc_by(tokens.into());
-        metrics.requests.prompt_tokens.inc_by(scan.prompt_tokens().unwrap_or(0).into());
+        metrics.host.requests.generation_tokens.inc_by(tokens.into());
+        metrics.host.requests.prompt_tokens.inc_by(scan.prompt_tokens().unwrap_or(0).into());
         metrics.malformed_lines.inc_by(scan.malformed_lines.into());
         if answered {
-            metrics.requests.e2e.observe(e2e_s);
-            metrics.trust.note_end(self.record.record().eta_finish_s, e2e_s);
+            metrics.host.requests.e2e.observe(e2e_s);
+            metrics.host.trust.note_end(self.record.record().eta_finish_s, e2e_s);
         }
         if let Some(tenant) = &self.record.record().tenant {
             metrics.count_tenant(tenant, tokens);
@@ -212,9 +224,11 @@ impl Flight {
         known.ttft_s = self.first_at.map(|first| (first - self.facts.arrival).as_secs_f64());
         let score = known.score;
         drop(known);
+        let prompt_tokens = scan.prompt_tokens().unwrap_or(self.facts.prompt_tokens);
+        self.span.set_tokens(prompt_tokens.into(), tokens.into());
         if says_something {
             if self.facts.length_counts {
-                metrics.trust.note_answer(score, tokens, cut);
+                metrics.host.trust.note_answer(score, tokens, cut);
             }
             let served = Served {
                 arrival: self.facts.arrival,
@@ -225,7 +239,7 @@ impl Flight {
                 capped: cut,
                 score,
             };
-            metrics.shadow.note(served, || self.app.replay());
+            metrics.host.shadow.note(served, || self.app.replay());
             if let (Some(text), true) = (&self.facts.ranked, self.facts.ends_by_itself) {
                 self.app.scorer().tell(Answer { text: Arc::clone(text), tokens, censored: cut });
             }
@@ -272,13 +286,38 @@ impl Flight {
     }
 }
 
+impl Flight {
+    /// Says in the span how it went.
+    fn describe(&mut self) {
+        if !self.span.is_on() {
+            return;
+        }
+        let record = self.record.record();
+        let known = record.facts.lock();
+        let span = &mut self.span;
+        span.set_request(&record.request_id, &record.model);
+        span.set_times(known.queue_s, known.ttft_s, known.e2e_s);
+        span.set_score(known.score);
+        span.set_outcome(self.outcome);
+        span.set("outrank.class", record.class.name());
+        span.set("outrank.attempts", i64::from(known.attempts));
+        if let Some(upstream) = &known.upstream {
+            span.set("outrank.upstream", upstream.clone());
+        }
+        if let Some(sent_at) = self.sent_at {
+            span.set("outrank.upstream_s", sent_at.elapsed().as_secs_f64());
+        }
+    }
+}
+
 impl Drop for Flight {
     fn drop(&mut self) {
+        self.describe();
         // First the connection, which cancels the work at the upstream, then the seat.
         self.lease = None;
         self.place = None;
-        self.app.metrics.requests.itl.add(&self.itl);
-        self.app.metrics.requests.count_request(self.outcome);
+        self.app.metrics.host.requests.itl.add(&self.itl);
+        self.app.metrics.host.requests.count_request(self.outcome);
         self.record.record().facts.lock().outcome = Some(self.outcome);
     }
 }

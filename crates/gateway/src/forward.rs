@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use hyper::body::Incoming;
 use outrank_core::{Placement, Score};
-use outrank_http::{ApiError, REQUEST_ID, read_json_body};
+use outrank_http::{ApiError, Outcome, REQUEST_ID, RequestSpan, Traces, read_json_body};
 use parking_lot::Mutex;
 
 use crate::app::{App, DRAIN_RETRY_AFTER};
@@ -80,17 +80,45 @@ pub(crate) async fn generate(
     chat: bool,
 ) -> Result<Response<GatewayBody>, Unanswered> {
     let arrival = Instant::now();
+    let operation = if chat { "chat" } else { "text_completion" };
+    let begin = |traces: &Arc<Traces>| traces.begin(request.headers(), arrival, operation);
+    let mut span = app.traces.as_ref().map_or_else(RequestSpan::default, begin);
+    let (order, flight, admitted, placement) =
+        match accept(app, request, request_id, arrival, chat, &mut span).await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                span.set_outcome(Outcome::Rejected);
+                span.fail(error.code());
+                return Err(error.into());
+            }
+        };
+    run(app, order, flight, admitted, placement).await.map_err(Unanswered::Failed)
+}
+
+/// Reads a request and gives it to the desk.
+async fn accept(
+    app: &Arc<App>,
+    request: Request<Incoming>,
+    request_id: &str,
+    arrival: Instant,
+    chat: bool,
+    span: &mut RequestSpan,
+) -> Result<(Order, Flight, Admitted, Placement), ApiError> {
     let arriving = app.records.arrive();
     app.check_open()?;
     let tenants = app.tenants();
     let tenant = tenants.identify(request.headers())?.map(Arc::clone);
-    let order = read(app, request, request_id, tenant.as_deref(), arrival, chat).await?;
+    let mut order = read(app, request, request_id, tenant.as_deref(), arrival, chat).await?;
+    if !span.propagate(&mut order.headers) {
+        trace_context::advance(&mut order.headers);
+    }
     let counted = tenant.as_ref().map(|tenant| tenant.admit(arrival)).transpose()?;
     let score = score_in_time(app, &order).await;
-    let (flight, admitted, placement) =
+    let (mut flight, admitted, placement) =
         submit(app, &order, request_id, tenant.as_deref(), counted, score, arrival)?;
+    flight.trace(std::mem::take(span));
     drop(arriving);
-    run(app, order, flight, admitted, placement).await.map_err(Unanswered::Failed)
+    Ok((order, flight, admitted, placement))
 }
 
 async fn read(
@@ -110,7 +138,6 @@ async fn read(
     let call = Call::read(&body, chat)?;
     let ranked = call.ranked_text(tenant.map(|tenant| &*tenant.name));
     headers::forwardable(&mut headers, tenant.is_some());
-    trace_context::advance(&mut headers);
     if let Ok(name) = HeaderValue::try_from(request_id) {
         headers.insert(REQUEST_ID, name);
     }
@@ -403,7 +430,7 @@ async fn first_piece(lease: &mut Lease, body: &mut Incoming) -> Result<Option<By
 /// The answer, from its first byte on.
 fn answer(
     order: &Order,
-    flight: Flight,
+    mut flight: Flight,
     response: Response<Incoming>,
     first: Option<Bytes>,
     placement: &Placement,
@@ -417,6 +444,7 @@ fn answer(
     let kind = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
     let streamed = kind.is_some_and(|kind| kind.starts_with(b"text/event-stream"));
     let answered = parts.status.is_success();
+    flight.span().set("http.response.status_code", i64::from(parts.status.as_u16()));
     let relay = Relay::new(
         body,
         first,

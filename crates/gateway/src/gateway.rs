@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrank_http::{BindError, Drained, Predictor, Scorer, listen_on};
+use outrank_http::{BindError, Drained, Predictor, Scorer, Traces, listen_on};
 use parking_lot::RwLock;
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -113,7 +113,9 @@ impl Gateway {
             listener.local_addr().map_err(|source| io_error("cannot read the address", source))?;
         let metrics = Arc::new(Metrics::new());
         let journal = open_journal(&config, &metrics)?;
-        let app = App::new(&config, predictor, journal, metrics)
+        let traces = config.otlp_endpoint.as_deref().map(|endpoint| Traces::to(endpoint, "outrank-gateway"));
+        let traces = traces.transpose().map_err(|error| ConfigError(error.to_string()))?.map(Arc::new);
+        let app = App::new(&config, predictor, journal, metrics, traces)
             .map_err(|source| io_error("cannot start the scoring thread", source))?;
         let app = Arc::new(app);
         let mut fleet = Fleet::new(Arc::clone(&app), tls::client()?);
@@ -165,6 +167,9 @@ impl Gateway {
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
         chores.abort();
         serving.abort();
+        if let Some(traces) = app.traces.clone() {
+            traces.finish().await;
+        }
         Drained { abandoned_requests }
     }
 }
@@ -208,6 +213,9 @@ async fn take(
     if (&config.host, config.port) != (&before.host, before.port) {
         tracing::warn!("host and port stay as they are until the next start");
     }
+    if config.otlp_endpoint != before.otlp_endpoint {
+        tracing::warn!("traces go where they went until the next start");
+    }
     let config = Arc::new(config);
     let fresh_tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
     let journal = open_journal(&config, &app.metrics)?;
@@ -215,7 +223,7 @@ async fn take(
     let scorer = if keep_ranker && in_force.is_alive() {
         in_force
     } else {
-        let started = Scorer::start(predictor, config.max_scoring_queue, app.metrics.scorer.clone());
+        let started = Scorer::start(predictor, config.max_scoring_queue, app.metrics.host.scorer.clone());
         Arc::new(started.map_err(|source| io_error("cannot start the scoring thread", source))?)
     };
     fleet.lock().await.take(&config).await?;

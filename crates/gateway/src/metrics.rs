@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use outrank_core::Trust;
-use outrank_http::{RequestMetrics, ScorerMetrics, Shadow, TrustMetrics};
+use outrank_http::HostMetrics;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -40,12 +40,7 @@ type Float = Gauge<f64, AtomicU64>;
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     registry: Registry,
-    /// Outcomes and latencies.
-    pub(crate) requests: RequestMetrics,
-    /// How far predictions are to be trusted.
-    pub(crate) trust: TrustMetrics,
-    /// What the policy saves.
-    pub(crate) shadow: Shadow,
+    pub(crate) host: HostMetrics,
     tenant_tokens: Family<TenantLabel, Counter>,
     upstream_errors: Family<ErrorLabel, Counter>,
     pub(crate) retries: Counter,
@@ -54,8 +49,6 @@ pub(crate) struct Metrics {
     pub(crate) journal_lines: Counter,
     pub(crate) journal_errors: Counter,
     pub(crate) reloads: Counter,
-    /// What scoring takes, and what the predictor has learned.
-    pub(crate) scorer: ScorerMetrics,
     state: StateMetrics,
 }
 
@@ -85,10 +78,7 @@ impl Metrics {
 
     fn register_requests(&mut self) {
         let to = &mut self.registry;
-        self.requests.register(to);
-        self.trust.register(to);
-        self.shadow.register(to);
-        self.scorer.register(to);
+        self.host.register(to, true);
         to.register("tenant_generation_tokens", "Output tokens by tenant", self.tenant_tokens.clone());
         to.register("retries", "Requests sent again after an upstream failed them", self.retries.clone());
         to.register("upstream_errors", "Failures of upstreams by kind", self.upstream_errors.clone());
@@ -155,7 +145,7 @@ impl Metrics {
         state.overtakes.inner().store(overtakes, Ordering::Relaxed);
         state.backlog.set(pools.iter().map(|pool| pool.backlog_s).fold(0.0, f64::max));
         let trusted = pools.iter().all(|pool| pool.trusted);
-        self.trust.refresh(if trusted { Trust::Trusted } else { Trust::Distrusted });
+        self.host.trust.refresh(if trusted { Trust::Trusted } else { Trust::Distrusted });
         state.up.clear();
         state.breaker.clear();
         state.in_flight.clear();

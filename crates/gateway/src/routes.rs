@@ -45,8 +45,8 @@ async fn generate(
         Ok(response) => return response,
         Err(Unanswered::Failed(error)) => error,
         Err(Unanswered::Refused(error)) => {
-            app.metrics.requests.count_rejection(error.code());
-            app.metrics.requests.count_request(Outcome::Rejected);
+            app.metrics.host.requests.count_rejection(error.code());
+            app.metrics.host.requests.count_request(Outcome::Rejected);
             error
         }
     };
@@ -68,7 +68,7 @@ async fn other(app: &App, request: &Request<Incoming>, request_id: &str) -> axum
         _ => ApiError::unknown_route(path).into_response(),
     };
     if let Some(&ErrorCode(code)) = response.extensions().get() {
-        app.metrics.requests.count_rejection(code);
+        app.metrics.host.requests.count_rejection(code);
         // The path is not logged: people put keys into the oddest places.
         tracing::debug!(%method, request_id, code, "refused");
     }
@@ -107,7 +107,7 @@ async fn get(
 
 async fn metrics(app: &App) -> Result<axum::response::Response, ApiError> {
     if app.records.under_way() == 0 {
-        app.metrics.shadow.settle(|| app.replay()).await;
+        app.metrics.host.shadow.settle(|| app.replay()).await;
     }
     let text = app.metrics.render(&app.desk).map_err(|error| ApiError::internal(&error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], text).into_response())

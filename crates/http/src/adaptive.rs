@@ -17,7 +17,7 @@ const MIN_PAUSES: u32 = 20;
 const NICENESS: i32 = 19;
 
 /// Scores with a ranker, and makes it the served model's own: every so often it learns from the newest answers, on a thread
-/// beside the scoring one, and takes over what orders them better than the ranker it started from. It keeps features
+/// beside the scoring one, and takes over what it learned, mixed with the ranker it started from. It keeps features
 /// and lengths, in bounded memory, and no prompt.
 #[derive(Debug)]
 pub struct AdaptiveRanker {
@@ -61,7 +61,7 @@ impl AdaptiveRanker {
         let Some(adapted) = adapted else { return };
         tracing::info!(
             examples = adapted.examples,
-            reordered = adapted.reordered,
+            prior_share = adapted.prior_share,
             tau_b = adapted.tau_b,
             prior_tau_b = adapted.prior_tau_b,
             "the ranker has learned from served requests"

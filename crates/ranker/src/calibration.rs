@@ -4,6 +4,11 @@
 //! Barlow et al., "Statistical Inference under Order Restrictions", 1972) on scores of requests that
 //! the scoring model did not learn from, summed up in at most [`MAX_KNOTS`] knots and blended with the
 //! straight line of least squares, so that the curve rises strictly and keeps every order of scores.
+//!
+//! How far the truth strays is measured on requests that the curve was not fitted to either (cross-fitting: as many curves as
+//! [`PARTS`], each without one part), and the share of an interval is taken of one request more than there were, as in conformal
+//! prediction (Lei et al., "Distribution-Free Predictive Inference for Regression", JASA 2018): with few requests a
+//! curve comes closer to them than to those to come.
 
 use outrank_core::Score;
 use serde::{Deserialize, Serialize};
@@ -13,6 +18,9 @@ pub const MAX_KNOTS: usize = 24;
 
 /// Fewest requests that one knot sums up.
 const MIN_PER_KNOT: usize = 12;
+
+/// Parts of the requests, each of which is left out of a curve to see how far it strays from it.
+const PARTS: usize = 5;
 
 /// Share of the straight line in the curve.
 const LINE_SHARE: f64 = 0.15;
@@ -58,17 +66,13 @@ impl Calibration {
         }
         let mut points: Vec<(f64, f64)> = raw.iter().copied().zip(ln_tokens.iter().copied()).collect();
         points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
-        let line = Line::fit(&points);
-        let rising = isotonic(&points.iter().map(|point| point.1).collect::<Vec<_>>());
-        let size = points.len().div_ceil(MAX_KNOTS).max(MIN_PER_KNOT.min(points.len()));
-        let overall = Scatter::of(points.iter().zip(&rising).map(|(point, fit)| point.1 - fit));
+        let strayed: Vec<f64> = strayed(&points);
+        let overall = Scatter::of(&strayed);
+        let (line, size) = (Line::fit(&points), knot_size(points.len()));
         let slope = line.slope as f32;
         let mut curve = Self { raw: vec![], ln_tokens: vec![], spread: vec![], reach: vec![], slope };
-        for (chunk, fits) in points.chunks(size).zip(rising.chunks(size)) {
-            let x = mean(chunk.iter().map(|point| point.0));
-            let y = (1.0 - LINE_SHARE) * mean(fits.iter().copied()) + LINE_SHARE * line.at(x);
-            let own = Scatter::of(chunk.iter().map(|point| point.1 - y));
-            curve.push(x, y, &own.beside(&overall, chunk.len()));
+        for ((x, y), own) in knots(&points, &line).zip(strayed.chunks(size)) {
+            curve.push(x, y, &Scatter::of(own).beside(&overall, own.len()));
         }
         Some(curve)
     }
@@ -147,6 +151,49 @@ impl Calibration {
     }
 }
 
+/// Requests that a knot sums up.
+fn knot_size(points: usize) -> usize {
+    points.div_ceil(MAX_KNOTS).max(MIN_PER_KNOT.min(points))
+}
+
+/// Raw score and ln(tokens) of each knot, of points in the order of their raw scores.
+fn knots<'a>(points: &'a [(f64, f64)], line: &'a Line) -> impl Iterator<Item = (f64, f64)> + 'a {
+    let rising = isotonic(&points.iter().map(|point| point.1).collect::<Vec<_>>());
+    let size = knot_size(points.len());
+    points.chunks(size).enumerate().map(move |(index, chunk)| {
+        let x = mean(chunk.iter().map(|point| point.0));
+        let fits = &rising[index * size..index * size + chunk.len()];
+        (x, (1.0 - LINE_SHARE) * mean(fits.iter().copied()) + LINE_SHARE * line.at(x))
+    })
+}
+
+/// By how much each point lies above a curve that was fitted without it.
+fn strayed(points: &[(f64, f64)]) -> Vec<f64> {
+    let without = |part: usize| {
+        let others = points.iter().enumerate().filter(|(index, _)| index % PARTS != part);
+        let others: Vec<(f64, f64)> = others.map(|(_, &point)| point).collect();
+        let line = Line::fit(&others);
+        let knots: Vec<(f64, f64)> = knots(&others, &line).collect();
+        (knots, line.slope)
+    };
+    let curves: Vec<_> = (0..PARTS).map(without).collect();
+    let above = |(index, &(x, y)): (usize, &(f64, f64))| {
+        let (knots, slope) = &curves[index % PARTS];
+        y - between(knots, *slope, x)
+    };
+    points.iter().enumerate().map(above).collect()
+}
+
+/// The piecewise linear curve through knots in order, of a slope of its own beyond the ends.
+fn between(knots: &[(f64, f64)], slope: f64, x: f64) -> f64 {
+    let at = knots.partition_point(|knot| knot.0 <= x);
+    let (Some(&low), Some(&high)) = (knots.get(at.wrapping_sub(1)), knots.get(at)) else {
+        let end = knots[at.min(knots.len() - 1)];
+        return end.1 + slope * (x - end.0);
+    };
+    low.1 + (x - low.0) / (high.0 - low.0) * (high.1 - low.1)
+}
+
 struct Line {
     slope: f64,
     mean_x: f64,
@@ -178,13 +225,14 @@ struct Scatter {
 }
 
 impl Scatter {
-    fn of(residuals: impl Iterator<Item = f64>) -> Self {
-        let mut sizes: Vec<f64> = residuals.map(f64::abs).collect();
+    fn of(strayed: &[f64]) -> Self {
+        let mut sizes: Vec<f64> = strayed.iter().map(|by| by.abs()).collect();
         sizes.sort_by(f64::total_cmp);
-        let rank = (CENTRAL_SHARE * sizes.len() as f64).ceil() as usize;
+        // Among one more, that would come, so many are no larger.
+        let rank = (CENTRAL_SHARE * (sizes.len() + 1) as f64).ceil() as usize;
         Self {
             spread: mean(sizes.iter().map(|size| size * size)).sqrt(),
-            reach: sizes.get(rank.max(1) - 1).copied().unwrap_or(0.0),
+            reach: sizes.get(rank.min(sizes.len()).saturating_sub(1)).copied().unwrap_or(0.0),
         }
     }
 
@@ -253,6 +301,41 @@ mod tests {
         assert!((0.25..0.7).contains(&spread), "{spread}");
         assert!((0.25..0.7).contains(&reach), "{reach}");
         assert!(curve.predict(4.0).0 < 0.6);
+    }
+
+    #[test]
+    fn the_interval_holds_its_share_of_what_comes_after_few_requests_and_after_many() {
+        for (count, times) in [(30, 200), (100, 100), (2000, 5)] {
+            let mut random = fastrand::Rng::with_seed(1);
+            let mut request = || {
+                let raw = 4.0 * random.f64();
+                (raw, raw.sqrt() + 0.3 * ((0..12).map(|_| random.f64()).sum::<f64>() - 6.0))
+            };
+            let (mut within, mut of) = (0, 0);
+            for _ in 0..times {
+                let (raw, truth): (Vec<f64>, Vec<f64>) = (0..count).map(|_| request()).unzip();
+                let curve = Calibration::fit(&raw, &truth).unwrap();
+                for _ in 0..200 {
+                    let (raw, truth) = request();
+                    let (middle, _, reach) = curve.predict(raw as f32);
+                    within += i32::from((truth - f64::from(middle)).abs() <= f64::from(reach));
+                    of += 1;
+                }
+            }
+            let share = f64::from(within) / f64::from(of);
+            assert!((0.78..0.87).contains(&share), "{share} after {count}");
+        }
+    }
+
+    #[test]
+    fn a_request_is_compared_with_a_curve_that_does_not_know_it() {
+        let mut points: Vec<(f64, f64)> = (0..60).map(|n| (f64::from(n), f64::from(n) / 10.0)).collect();
+        let before = strayed(&points);
+        points[31].1 += 100.0;
+        let after = strayed(&points);
+        assert!((after[31] - before[31] - 100.0).abs() < 1e-9, "{}", after[31]);
+        assert_ne!(after[32], before[32], "its neighbour of another part is compared with a curve that does");
+        assert_eq!(after[36], before[36]);
     }
 
     #[test]

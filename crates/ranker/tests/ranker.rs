@@ -87,6 +87,49 @@ fn the_same_trace_and_seed_give_the_same_bytes_and_another_seed_does_not() {
     assert_ne!(bytes(1), bytes(2));
 }
 
+/// Prompts about sixty made-up words, each of which has a length of its own; `order` gives each word's rank.
+fn words(range: std::ops::Range<usize>, order: fn(usize) -> usize) -> Vec<TraceRecord> {
+    let letter = |number: usize| char::from(b'a' + number as u8);
+    let record = |index: usize| {
+        let word = index * 37 % 60;
+        let (first, last) = (letter(word / 8), letter(8 + word % 8));
+        let text = format!("Item {index}: {first}{last}{first}{last} it, please");
+        let noise = [1.0, 1.2, 0.9][index % 3];
+        let tokens = (20.0 * 1.06f64.powi(order(word * 7 % 60) as i32) * noise) as u32;
+        TraceRecord { output_tokens: vec![tokens], ..TraceRecord::new(Prompt::Text(text)) }
+    };
+    range.map(record).collect()
+}
+
+/// What a ranker learns from `count` rows about those words beside a prior: its tau-b on others, the prior's, that of one
+/// without a prior, and the prior's share.
+fn beside(prior_order: fn(usize) -> usize, count: usize) -> [f64; 4] {
+    let with = |prior, rows| {
+        let config = TrainConfig { all: true, prior, ..config() };
+        train(&config, &[TraceFile::new("words", rows)], &mut |_| {}).unwrap()
+    };
+    let test = words(5000..5300, |rank| rank);
+    let tau = |ranker: &Ranker| evaluate("t", ranker, &test.iter().collect::<Vec<_>>()).tau_b.unwrap();
+    let prior = with(None, words(1000..1900, prior_order)).0;
+    let (ranker, report) = with(Some(prior.clone()), words(0..count, |rank| rank));
+    let alone = with(None, words(0..count, |rank| rank)).0;
+    [tau(&ranker), tau(&prior), tau(&alone), report.prior_share.unwrap()]
+}
+
+#[test]
+fn a_small_trace_keeps_what_its_prior_knows() {
+    let [found, cold, alone, share] = beside(|rank| rank, 30);
+    assert!(found > cold - 0.03 && found > alone + 0.2, "{found} {cold} {alone}");
+    assert!(share > 0.5, "{share}");
+}
+
+#[test]
+fn a_prior_that_is_upside_down_is_left() {
+    let [found, cold, alone, share] = beside(|rank| 59 - rank, 400);
+    assert!(cold < -0.5 && found > alone - 0.01, "{found} {cold} {alone}");
+    assert!(share < 0.1, "{share}");
+}
+
 #[test]
 fn a_talkative_model_in_the_pool_does_not_make_its_users_words_look_long() {
     // The two models differ a hundredfold, and only one of them is greeted with "Ahoy".

@@ -12,7 +12,7 @@ use crate::metrics::Metrics;
 use crate::records::Records;
 use crate::wire::Limits;
 use outrank_http::{ApiError, KeyDigest, Keys};
-use outrank_http::{Predictor, Scorer};
+use outrank_http::{Predictor, Scorer, Traces};
 
 /// What all handlers share.
 pub(crate) struct App {
@@ -23,6 +23,8 @@ pub(crate) struct App {
     pub(crate) scorer: Scorer,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) records: Arc<Records>,
+    /// Where spans go, if anywhere.
+    pub(crate) traces: Option<Arc<Traces>>,
     /// When the server started, in seconds since the Unix epoch.
     pub(crate) started: u64,
     /// Cancelled when requests that still run must end now.
@@ -35,6 +37,7 @@ impl App {
         config: ServerConfig,
         backend: Arc<dyn Backend>,
         predictor: Option<Box<dyn Predictor>>,
+        traces: Option<Arc<Traces>>,
     ) -> std::io::Result<Self> {
         let metrics = Arc::new(Metrics::new(config.replay.is_some()));
         let mut keys = Keys::default();
@@ -42,11 +45,12 @@ impl App {
             keys.add(KeyDigest::of(key.as_bytes()), owner);
         }
         Ok(Self {
-            scorer: Scorer::start(predictor, config.max_scoring_queue, metrics.scorer.clone())?,
+            scorer: Scorer::start(predictor, config.max_scoring_queue, metrics.host.scorer.clone())?,
             keys,
             records: Arc::new(Records::new(config.max_finished_records)),
             metrics,
             backend,
+            traces,
             started: unix_time(),
             stop: CancellationToken::new(),
             draining: AtomicBool::new(false),

@@ -1,6 +1,6 @@
 //! Settings of the server.
 
-use outrank_http::Replay;
+use outrank_http::{Replay, Traces};
 use serde::{Deserialize, Serialize};
 
 use crate::ServerError;
@@ -36,6 +36,8 @@ pub struct ServerConfig {
     pub drain_retry_after_s: u64,
     /// Finished requests that `/v1/outrank/requests/{id}` remembers.
     pub max_finished_records: usize,
+    /// OTLP collector that traces are sent to.
+    pub otlp_endpoint: Option<String>,
     /// The policy whose savings against order of arrival are counted; without one, none are.
     pub replay: Option<Replay>,
 }
@@ -56,6 +58,7 @@ impl Default for ServerConfig {
             drain_timeout_s: 30,
             drain_retry_after_s: 5,
             max_finished_records: 1024,
+            otlp_endpoint: None,
             replay: None,
         }
     }
@@ -80,6 +83,9 @@ impl ServerConfig {
             || self.default_max_tokens == 0
         {
             return fail("max_n, max_prompts, max_body_bytes and default_max_tokens must be at least 1");
+        }
+        if let Some(endpoint) = &self.otlp_endpoint {
+            Traces::check(endpoint)?;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use outrank_engine::{FinishReason, Output, Timings, Token, TokenLogprobs};
 use crate::app::App;
 use crate::records::{End, OpenRecord};
 use crate::wire::{LogprobEntry, TokenLogprob, UsageBody};
-use outrank_http::{Answer, ApiError, Outcome, Served};
+use outrank_http::{Answer, ApiError, Outcome, RequestSpan, Served};
 
 /// Something that an output of a request produced.
 #[derive(Clone, PartialEq, Debug)]
@@ -39,6 +39,7 @@ pub(crate) struct Flight {
     /// Outputs that have not ended.
     open_choices: usize,
     failed: bool,
+    span: RequestSpan,
 }
 
 /// What was asked for in an output.
@@ -73,7 +74,7 @@ impl Flight {
         asked: Vec<Asked>,
         prompt_tokens: u64,
     ) -> Self {
-        app.metrics.requests.prompt_tokens.inc_by(prompt_tokens);
+        app.metrics.host.requests.prompt_tokens.inc_by(prompt_tokens);
         let indexed = |(index, outputs): (usize, BoxStream<'static, Output>)| {
             outputs.map(move |output| (index, output)).boxed()
         };
@@ -83,11 +84,20 @@ impl Flight {
             outputs: outputs.into_iter().enumerate().map(indexed).collect(),
             usage: UsageBody::new(prompt_tokens, 0),
             failed: false,
+            span: RequestSpan::default(),
             asked,
             app,
             record,
             arrival,
         }
+    }
+
+    /// What becomes of it is said in this span.
+    pub(crate) fn trace(&mut self, mut span: RequestSpan, request_id: &str) {
+        if span.is_on() {
+            span.set_request(request_id, self.model());
+        }
+        self.span = span;
     }
 
     /// Id of the completion.
@@ -153,10 +163,10 @@ impl Flight {
         let metrics = &self.app.metrics;
         let progress = &mut self.choices[index];
         match progress.last_token_at.replace(now) {
-            None => metrics.requests.ttft.observe((now - self.arrival).as_secs_f64()),
-            Some(last) => metrics.requests.itl.observe((now - last).as_secs_f64()),
+            None => metrics.host.requests.ttft.observe((now - self.arrival).as_secs_f64()),
+            Some(last) => metrics.host.requests.itl.observe((now - last).as_secs_f64()),
         }
-        metrics.requests.generation_tokens.inc();
+        metrics.host.requests.generation_tokens.inc();
         self.usage = UsageBody::new(self.usage.prompt_tokens, self.usage.completion_tokens + 1);
         self.record.record().update(index, |choice| choice.output_tokens += 1);
         let logprobs = logprobs?;
@@ -171,20 +181,23 @@ impl Flight {
     fn finish(&mut self, index: usize, reason: FinishReason, timings: Timings) {
         self.open_choices -= 1;
         let metrics = &self.app.metrics;
-        metrics.requests.queue_wait.observe(timings.queue_s);
+        metrics.host.requests.queue_wait.observe(timings.queue_s);
         if self.open_choices == 0 {
-            metrics.requests.e2e.observe(self.arrival.elapsed().as_secs_f64());
+            metrics.host.requests.e2e.observe(self.arrival.elapsed().as_secs_f64());
         }
         let (mut tokens, mut score) = (0, None);
         self.record.record().update(index, |choice| {
             (tokens, score) = (choice.output_tokens, choice.score);
             choice.end = Some(End::Finished(reason, timings));
-            metrics.trust.note_end(choice.eta_finish_s, timings.e2e_s);
+            metrics.host.trust.note_end(choice.eta_finish_s, timings.e2e_s);
         });
+        // Of several outputs, the one that ended last.
+        self.span.set_times(Some(timings.queue_s), Some(timings.ttft_s), Some(timings.e2e_s));
+        self.span.set_score(score);
         let asked = &mut self.asked[index];
         let capped = reason == FinishReason::Length && asked.ends_by_itself;
         if asked.length_counts {
-            metrics.trust.note_answer(score, tokens, capped);
+            metrics.host.trust.note_answer(score, tokens, capped);
         }
         if let Some(replay) = &self.app.config.replay {
             let served = Served {
@@ -196,7 +209,7 @@ impl Flight {
                 capped,
                 score,
             };
-            metrics.shadow.note(served, || replay.clone());
+            metrics.host.shadow.note(served, || replay.clone());
         }
         if let Some(text) = asked.text.take() {
             self.app.scorer.tell(Answer { text, tokens, censored: capped });
@@ -205,6 +218,7 @@ impl Flight {
 
     fn fail(&mut self, error: ApiError) -> ApiError {
         self.failed = true;
+        self.span.fail(error.code());
         // What still runs is cancelled now, not when the response has been read.
         self.outputs.clear();
         error
@@ -218,7 +232,9 @@ impl Drop for Flight {
             (false, 0) => Outcome::Completed,
             (false, _) => Outcome::Cancelled,
         };
-        self.app.metrics.requests.count_request(outcome);
+        self.app.metrics.host.requests.count_request(outcome);
+        self.span.set_tokens(self.usage.prompt_tokens, self.usage.completion_tokens);
+        self.span.set_outcome(outcome);
     }
 }
 

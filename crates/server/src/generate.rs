@@ -17,14 +17,19 @@ use crate::sse;
 use crate::wire::{Call, Envelope, Fields, Prompt, TokenLogprob, Wire};
 use outrank_http::PendingScore;
 use outrank_http::read_json_body;
-use outrank_http::{ApiError, Outcome, json_response};
+use outrank_http::{ApiError, Outcome, RequestSpan, Traces, json_response};
 
 /// Serves a generation request of protocol `W`.
 pub(crate) async fn serve<W: Wire>(app: Arc<App>, identity: Identity, request: Request<Body>) -> Response {
-    match generate::<W>(&app, &identity, request).await {
+    let arrival = Instant::now();
+    let begin = |traces: &Arc<Traces>| traces.begin(request.headers(), arrival, W::OPERATION);
+    let mut span = app.traces.as_ref().map_or_else(RequestSpan::default, begin);
+    match generate::<W>(&app, &identity, request, arrival, &mut span).await {
         Ok(response) => response,
         Err(refusal) => {
-            app.metrics.requests.count_request(Outcome::Rejected);
+            app.metrics.host.requests.count_request(Outcome::Rejected);
+            span.set_outcome(Outcome::Rejected);
+            span.fail(refusal.code());
             refusal.into_response()
         }
     }
@@ -35,8 +40,9 @@ async fn generate<W: Wire>(
     app: &Arc<App>,
     identity: &Identity,
     request: Request<Body>,
+    arrival: Instant,
+    span: &mut RequestSpan,
 ) -> Result<Response, ApiError> {
-    let arrival = Instant::now();
     let arriving = app.records.arrive();
     app.check_ready()?;
     let body = read_json_body(request, app.config.max_body_bytes).await?;
@@ -50,7 +56,8 @@ async fn generate<W: Wire>(
     let pending = prompts.iter().map(|prompt| app.scorer.ask(|| text(prompt))).collect();
     let tokens = make_tokens::<W>(app, prompts).await?;
     let prompts = make_ready::<W>(app, &call, tokens, pending).await?;
-    let accepted = accept(app, identity, arrival, &call, prompts).await?;
+    let mut accepted = accept(app, identity, arrival, &call, prompts).await?;
+    accepted.flight.trace(std::mem::take(span), &identity.request_id);
     drop(arriving);
     let mut response = match call.stream {
         Some(options) => sse::stream::<W>(accepted.flight, options),

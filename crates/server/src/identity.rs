@@ -34,7 +34,7 @@ pub(crate) async fn identify(
     let mut response = next.run(request).await;
     if let Some(&ErrorCode(code)) = response.extensions().get() {
         if response.status() != StatusCode::INTERNAL_SERVER_ERROR {
-            app.metrics.requests.count_rejection(code);
+            app.metrics.host.requests.count_rejection(code);
         }
         tracing::debug!(%method, path, request_id, status = response.status().as_u16(), code, "refused");
     }

@@ -11,20 +11,14 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use outrank_http::{RequestMetrics, ScorerMetrics, Shadow, TrustMetrics};
+use outrank_http::HostMetrics;
 
 /// The metrics.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     registry: Registry,
-    /// Outcomes and latencies; `e2e` is of the whole request, the others of each output.
-    pub(crate) requests: RequestMetrics,
-    /// How far predictions are to be trusted.
-    pub(crate) trust: TrustMetrics,
-    /// What the policy saves.
-    pub(crate) shadow: Shadow,
-    /// What scoring takes, and what the predictor has learned.
-    pub(crate) scorer: ScorerMetrics,
+    /// Of the latencies, `e2e` is of the whole request, the others of each output.
+    pub(crate) host: HostMetrics,
     scheduler: SchedulerMetrics,
 }
 
@@ -44,18 +38,13 @@ impl Metrics {
     /// Metrics at zero; `replays` says whether savings are counted.
     pub(crate) fn new(replays: bool) -> Self {
         let mut metrics = Self { registry: Registry::with_prefix("outrank"), ..Self::default() };
+        metrics.host.register(&mut metrics.registry, replays);
         metrics.register();
-        if replays {
-            metrics.shadow.register(&mut metrics.registry);
-        }
         metrics
     }
 
     fn register(&mut self) {
         let (to, scheduler) = (&mut self.registry, &self.scheduler);
-        self.requests.register(to);
-        self.trust.register(to);
-        self.scorer.register(to);
         to.register("queue_depth", "Outputs waiting for a seat", scheduler.queue_depth.clone());
         to.register("running", "Outputs with a seat", scheduler.running.clone());
         to.register("kv_used_blocks", "KV blocks held", scheduler.kv_used_blocks.clone());
@@ -71,7 +60,7 @@ impl Metrics {
 
     /// All metrics as OpenMetrics text.
     pub(crate) fn render(&self, counters: &Counters, trust: Trust) -> Result<String, std::fmt::Error> {
-        self.trust.refresh(trust);
+        self.host.trust.refresh(trust);
         self.scheduler.refresh(counters);
         let mut rendered = String::new();
         text::encode(&mut rendered, &self.registry)?;

@@ -14,7 +14,7 @@ use crate::ServerConfig;
 use crate::app::App;
 use crate::backend::Backend;
 use crate::routes::router;
-use outrank_http::{BindError, Drained, Predictor, listen_on};
+use outrank_http::{BindError, Drained, Predictor, Traces, TracesError, listen_on};
 
 /// How long connections may take to close after the last request has ended or was given up.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -28,6 +28,9 @@ pub enum ServerError {
     /// A setting makes no sense.
     #[error("{0}")]
     Config(&'static str),
+    /// Traces cannot be sent where the settings say.
+    #[error(transparent)]
+    Traces(#[from] TracesError),
     /// A thread could not be started, or the listener broke.
     #[error("{what}: {source}")]
     Io {
@@ -60,7 +63,9 @@ impl Server {
         let local_addr = listener
             .local_addr()
             .map_err(|source| ServerError::Io { what: "cannot read the address", source })?;
-        let app = App::new(config, backend, predictor)
+        let traces = config.otlp_endpoint.as_deref().map(|endpoint| Traces::to(endpoint, "outrank-server"));
+        let traces = traces.transpose()?.map(Arc::new);
+        let app = App::new(config, backend, predictor, traces)
             .map_err(|source| ServerError::Io { what: "cannot start the scoring thread", source })?;
         Ok(Self { listener, local_addr, app: Arc::new(app) })
     }
@@ -96,6 +101,9 @@ impl Server {
         // A client that does not read its last bytes cannot keep the server up.
         if tokio::time::timeout(CLOSE_TIMEOUT, &mut serving).await.is_err() {
             serving.abort();
+        }
+        if let Some(traces) = app.traces.clone() {
+            traces.finish().await;
         }
         Ok(Drained { abandoned_requests })
     }

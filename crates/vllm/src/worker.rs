@@ -149,5 +149,5 @@ fn from_nothing(examples: &[Arc<Example>]) -> Option<Adapted> {
     let (ranker, report) = learn(&config, &[examples], &mut |_| {}).ok()?;
     let tau_b = report.validation_tau_b;
     let clear = tau_b > 0.5 / (examples.len() as f64).sqrt();
-    clear.then_some(Adapted { ranker, examples: examples.len(), reordered: true, tau_b, prior_tau_b: 0.0 })
+    clear.then_some(Adapted { ranker, examples: examples.len(), prior_share: 0.0, tau_b, prior_tau_b: 0.0 })
 }

@@ -64,8 +64,8 @@ pub(crate) struct TrainArgs {
     /// Seed of lists and ties; the same seed and traces give the same file
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Ranker to start from, which makes up for a small trace: `shipped`, `none`, or a file [default: shipped, unless it
-    /// learned from one of these traces]
+    /// Ranker to mix in, which makes up for a small trace, as far as cross-validation leaves it plausible: `shipped`, `none`, or a
+    /// file [default: shipped, unless it learned from one of these traces]
     #[arg(long, value_name = "RANKER")]
     prior: Option<String>,
     /// What training makes smaller: listmle (the paper's; the likelihood of whole orders), pairwise (a margin between pairs), or
@@ -242,8 +242,11 @@ fn text(out: &str, report: &TrainReport) -> String {
         || "nothing held out".into(),
         |held_out| format!("tau-b {:.3} on {} held-out requests", held_out.tau_b, held_out.requests),
     );
+    let prior = report
+        .prior_share
+        .map_or_else(String::new, |share| format!("; {:.0} % of its order is the prior's", 100.0 * share));
     format!(
-        "{out}: learned from {}, {held_out} (cross-validation within what it learned from: {:.3})",
+        "{out}: learned from {}, {held_out} (cross-validation within what it learned from: {:.3}){prior}",
         plural(report.learned_rows, "request"),
         report.validation_tau_b
     )

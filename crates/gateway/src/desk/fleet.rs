@@ -7,6 +7,7 @@ use std::time::Duration;
 use outrank_core::Timestamp;
 
 use super::Models;
+use super::overrun::Overrun;
 use super::site::Site;
 use super::state::{Pool, State};
 use crate::config::{ConfigError, GatewayConfig, Mode};
@@ -30,6 +31,9 @@ impl State {
             match self.sites.iter_mut().find(|site| upstream.is_same(&site.upstream)) {
                 Some(site) => {
                     site.window.reconfigure(upstream.window);
+                    if !upstream.wants_seats() {
+                        site.window.engine_says(None);
+                    }
                     if let Some(models) = &upstream.config.models {
                         site.models = Models::Configured(models.clone());
                     }
@@ -54,10 +58,7 @@ impl State {
     }
 
     pub(super) fn probed(&mut self, now: Timestamp, upstream: &Upstream, up: bool, models: Option<Models>) {
-        let Some(site) = self.sites.iter_mut().find(|site| !site.removed && upstream.is_same(&site.upstream))
-        else {
-            return;
-        };
+        let Some(site) = self.site_of(upstream) else { return };
         if site.up != up {
             tracing::warn!(upstream = site.upstream.name, up, "health check");
         }
@@ -73,6 +74,18 @@ impl State {
             tracing::error!(%error, "cannot take the models of an upstream");
         }
         self.pump(now);
+    }
+
+    pub(super) fn engine_says(&mut self, now: Timestamp, upstream: &Upstream, seats: Option<u32>) {
+        let Some(site) = self.site_of(upstream) else { return };
+        if site.window.engine_says(seats) {
+            tracing::info!(upstream = site.upstream.name, ?seats, "what the engine says of its seats");
+        }
+        self.pump(now);
+    }
+
+    fn site_of(&mut self, upstream: &Upstream) -> Option<&mut Site> {
+        self.sites.iter_mut().find(|site| !site.removed && upstream.is_same(&site.upstream))
     }
 
     /// Makes a queue for each model that somebody serves, and says which upstreams serve it. Queues are never taken away, because
@@ -123,6 +136,7 @@ impl State {
             sites: Vec::new(),
             unavailable_since: None,
             answers: 0,
+            overrun: Overrun::default(),
         })
     }
 

@@ -7,6 +7,7 @@
 
 mod choose;
 mod fleet;
+mod overrun;
 mod report;
 mod site;
 mod state;
@@ -180,6 +181,11 @@ impl Desk {
     /// A health check of an upstream has ended.
     pub(crate) fn probed(&self, upstream: &Upstream, up: bool, models: Option<Models>) {
         self.state.lock().probed(self.clock.now(), upstream, up, models);
+    }
+
+    /// The engine of an upstream says how many requests it works on at once, or does not.
+    pub(crate) fn engine_says(&self, upstream: &Upstream, seats: Option<u32>) {
+        self.state.lock().engine_says(self.clock.now(), upstream, seats);
     }
 
     /// Gives a tenant its share of all queues.

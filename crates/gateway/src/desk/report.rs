@@ -27,6 +27,8 @@ pub(crate) struct SiteReport {
     pub(crate) ejections: u64,
     pub(crate) in_flight: u32,
     pub(crate) window: Option<u32>,
+    /// What the engine says of its seats, if that is believed.
+    pub(crate) seats: Option<u32>,
     pub(crate) work_tokens: f64,
 }
 
@@ -80,6 +82,7 @@ impl State {
                 ejections: site.breaker.opened(),
                 in_flight: site.in_flight,
                 window: (site.capacity() != u32::MAX).then(|| site.capacity()),
+                seats: site.window.seats(),
                 work_tokens: site.work_tokens,
             })
             .collect()

@@ -38,6 +38,8 @@ pub(super) struct Site {
     pub(super) models: Models,
     /// Requests there now.
     pub(super) in_flight: u32,
+    /// Those of them whose answer has begun.
+    begun: u32,
     /// Most requests that were there at once, lately.
     pub(super) most_in_flight: f64,
     /// Expected output tokens still to come from there.
@@ -56,6 +58,7 @@ impl Site {
             removed: false,
             models,
             in_flight: 0,
+            begun: 0,
             most_in_flight: 1.0,
             work_tokens: 0.0,
             paused_until: Timestamp::ZERO,
@@ -107,8 +110,16 @@ impl Site {
         self.breaker.sent(now);
     }
 
-    pub(super) fn released(&mut self, work_tokens: f64) {
+    /// The answer to one of the requests there has begun.
+    pub(super) fn began(&mut self, prompt_tokens: u32, ttft_s: f64) {
+        self.begun += 1;
+        self.window.streams(self.begun);
+        self.window.first_token(prompt_tokens, ttft_s, self.in_flight);
+    }
+
+    pub(super) fn released(&mut self, work_tokens: f64, began: bool) {
         self.in_flight = self.in_flight.saturating_sub(1);
+        self.begun = self.begun.saturating_sub(began.into());
         self.work_tokens = if self.in_flight == 0 { 0.0 } else { self.work_tokens - work_tokens };
     }
 

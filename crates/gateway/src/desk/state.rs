@@ -6,6 +6,7 @@ use std::sync::Arc;
 use outrank_core::{End, Key, OrderBook, Placement, Request, RequestId, Score, StepSample, Timestamp};
 use tokio::sync::oneshot;
 
+use super::overrun::Overrun;
 use super::site::Site;
 use super::{Admitted, Ask, Ending, Progress, Refused, Turn, Verdict};
 use crate::clock::Clock;
@@ -37,6 +38,8 @@ pub(super) struct Pool {
     pub(super) unavailable_since: Option<Timestamp>,
     /// Answers that have ended.
     pub(super) answers: u64,
+    /// How far waits outlast what was predicted of them.
+    pub(super) overrun: Overrun,
 }
 
 /// A request that has not ended.
@@ -57,6 +60,9 @@ pub(super) struct Live {
     /// What it adds to the work of its upstream.
     pub(super) work_tokens: f64,
     pub(super) began: bool,
+    /// Seconds that it was thought to wait, if it had to.
+    pub(super) predicted_wait_s: Option<f64>,
+    pub(super) submitted: Timestamp,
 }
 
 /// The state of the desk.
@@ -117,6 +123,8 @@ impl State {
             progress,
             work_tokens: 0.0,
             began: false,
+            predicted_wait_s: None,
+            submitted: now,
         };
         self.live.insert(id, live);
         let request = self.request(id, ask);
@@ -135,6 +143,9 @@ impl State {
                 return Err(Refused::WouldWait { wait_s: deadline_s, retry_after_s });
             }
             let placement = self.placement(pool, stamped, id);
+            if let Some(live) = self.live.get_mut(&id) {
+                live.predicted_wait_s = Some(placement.eta.start_s);
+            }
             return Ok((id, Admitted::Waits(woken), placement));
         };
         let stamp = stamped.then(|| clock.unix_s(key.map_or(arrival_s, Key::value)));
@@ -183,9 +194,14 @@ impl State {
             return None;
         }
         let start_s = self.pools[pool].held.placement(RequestId(id))?.eta.start_s;
-        let left_s = ask.deadline.since(now).as_secs_f64();
-        let most_s = self.config.max_wait.map_or(left_s, |most| most.as_secs_f64().min(left_s));
-        (start_s > most_s).then_some(start_s)
+        let most_s = self.config.max_wait.as_secs_f64();
+        let overrun = &mut self.pools[pool].overrun;
+        let likely_s = overrun.likely_s(start_s);
+        if likely_s > most_s {
+            overrun.refused(start_s, most_s);
+            return Some(likely_s);
+        }
+        (start_s > ask.deadline.since(now).as_secs_f64()).then_some(start_s)
     }
 
     /// Time in which a tenth of the work is done: when a retry makes sense.
@@ -232,8 +248,16 @@ impl State {
             let Some(site) = self.choose_held(now, pool, avoid, affinity) else { return };
             let turn = self.seat(now, id, site, None);
             // One that was given up is about to leave.
-            if let Some(wake) = self.live.get_mut(&id).and_then(|live| live.wake.take()) {
+            if let Some(live) = self.live.get_mut(&id)
+                && let Some(wake) = live.wake.take()
+            {
                 self.waiting -= 1;
+                // Once: one that an upstream failed waits for other reasons.
+                if let Some(predicted_s) = live.predicted_wait_s.take() {
+                    let limit_s = self.config.max_wait.as_secs_f64();
+                    let waited_s = now.since(live.submitted).as_secs_f64();
+                    self.pools[pool].overrun.note(predicted_s, limit_s, waited_s);
+                }
                 // Where the client has just left, its place is being given up too.
                 let _ = wake.send(Ok(turn));
             }
@@ -280,7 +304,7 @@ impl State {
             self.book_of(pool, true).started(RequestId(id));
         }
         if let Some(site) = site.map(|site| &mut self.sites[site]) {
-            site.window.first_token(prompt_tokens, ttft_s, site.in_flight);
+            site.began(prompt_tokens, ttft_s);
         }
         self.pump(now);
     }
@@ -317,7 +341,7 @@ impl State {
         live.avoid = Some(at);
         let work_tokens = std::mem::take(&mut live.work_tokens);
         let site = &mut self.sites[at];
-        site.released(work_tokens);
+        site.released(work_tokens, std::mem::take(&mut live.began));
         match verdict {
             Verdict::Good => site.breaker.succeeded(),
             Verdict::None => site.breaker.abandoned(now),

@@ -10,8 +10,8 @@ use crate::config::{ConfigError, Mode, Stamp, WindowConfig};
 /// Largest window that may be asked for.
 const MAX_WINDOW_REQUESTS: u32 = 65_536;
 
-/// An upstream: `URL [name=X] [mode=hold|stamp] [stamp=body|body-higher-first|header] [window=N|auto|MIN-MAX] [limit=N] [weight=X]
-/// [models=A,B] [key_env=VARIABLE] [dns=yes|no]`.
+/// An upstream: `URL [name=X] [mode=hold|stamp] [stamp=body|body-higher-first|header] [window=N|auto|MIN-MAX] [ask_seats=yes|no]
+/// [limit=N] [weight=X] [models=A,B] [key_env=VARIABLE] [dns=yes|no]`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct UpstreamConfig {
     /// `http://host:port` or `https://host:port`, with a path if the API is not at the root.
@@ -32,6 +32,8 @@ pub struct UpstreamConfig {
     pub stamp: Option<Stamp>,
     /// Window in hold mode; that of the gateway, if not said.
     pub window: Option<WindowConfig>,
+    /// Whether it is asked for its seats, which bound a window that is `auto`; as the gateway does, if not said.
+    pub ask_seats: Option<bool>,
     /// Requests at it at once, whatever the mode and window.
     pub limit: Option<u32>,
     /// Its share of the work, relative to the others.
@@ -100,6 +102,7 @@ impl UpstreamConfig {
             mode: None,
             stamp: None,
             window: None,
+            ask_seats: None,
             limit: None,
             weight: 1.0,
             models: None,
@@ -114,6 +117,7 @@ impl UpstreamConfig {
             "mode" => self.mode = Some(value.parse()?),
             "stamp" => self.stamp = Some(value.parse()?),
             "window" => self.window = Some(value.parse()?),
+            "ask_seats" => self.ask_seats = Some(yes_or_no(value)?),
             "limit" => self.limit = Some(count(value)?),
             "weight" => match value.parse::<f64>() {
                 Ok(weight) if weight.is_finite() && weight > 0.0 => self.weight = weight,
@@ -124,14 +128,11 @@ impl UpstreamConfig {
                 self.models = Some(names.map(str::to_owned).collect());
             }
             "key_env" => self.key_env = Some(value.to_owned()),
-            "dns" => match value {
-                "yes" => self.dns = true,
-                "no" => self.dns = false,
-                _ => return Err("expected yes or no".into()),
-            },
+            "dns" => self.dns = yes_or_no(value)?,
             _ => {
                 return Err(
-                    "no such setting; known: name, mode, stamp, window, limit, weight, models, key_env, dns"
+                    "no such setting; known: name, mode, stamp, window, ask_seats, limit, weight, models, \
+                            key_env, dns"
                         .into(),
                 );
             }
@@ -146,6 +147,14 @@ fn parse_name(value: &str) -> Result<String, String> {
         return Err("a name is made of letters, digits and -_.:/".into());
     }
     Ok(value.to_owned())
+}
+
+fn yes_or_no(value: &str) -> Result<bool, String> {
+    match value {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err("expected yes or no".into()),
+    }
 }
 
 fn count(value: &str) -> Result<u32, String> {
@@ -205,13 +214,14 @@ mod tests {
     #[test]
     fn one_line_says_all() {
         let line = "https://gpu1.example:8443/llm/v1/ name=a mode=stamp stamp=body-higher-first window=2-64 limit=100 \
-                    weight=2.5 models=x,y/z key_env=KEY dns=yes";
+                    weight=2.5 models=x,y/z key_env=KEY dns=yes ask_seats=no";
         let config: UpstreamConfig = line.parse().unwrap();
         assert_eq!((config.host.as_str(), config.port, config.https), ("gpu1.example", 8443, true));
         assert_eq!((config.path.as_str(), config.name.as_str()), ("/llm", "a"));
         assert_eq!((config.mode, config.stamp), (Some(Mode::Stamp), Some(Stamp::BodyHigherFirst)));
         assert_eq!(config.window, Some(WindowConfig::Auto { min_requests: 2, max_requests: 64 }));
-        assert_eq!((config.limit, config.weight, config.dns), (Some(100), 2.5, true));
+        assert_eq!((config.limit, config.weight), (Some(100), 2.5));
+        assert_eq!((config.dns, config.ask_seats), (true, Some(false)));
         assert_eq!(config.models.unwrap(), ["x", "y/z"]);
         let plain: UpstreamConfig = "http://[::1]:8001".parse().unwrap();
         assert_eq!(
@@ -233,6 +243,7 @@ mod tests {
             ("http://x colour=red", "known: name"),
             ("http://x fast", "weight=2"),
             ("http://x mode=queue", "hold or stamp"),
+            ("http://x ask_seats=4", "yes or no"),
         ] {
             let error = line.parse::<UpstreamConfig>().unwrap_err().to_string();
             assert!(error.contains(word), "{line}: {error}");

@@ -10,13 +10,15 @@ use hyper::body::Incoming;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use super::{Lease, Outgoing, SendError, Upstream};
+use super::{Lease, Outgoing, SendError, Upstream, seats};
 use crate::desk::{Desk, Models};
 
 /// How long an upstream may take to answer a health check.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest list of models that is read, in bytes.
-const MAX_MODELS_BYTES: usize = 1 << 20;
+pub(super) const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest answer that is read, in bytes.
+const MAX_ANSWER_BYTES: usize = 1 << 20;
+/// Good checks in a row after which an engine is asked for its seats again: it may have been started anew between two of them.
+const CHECKS_PER_SEATS: u32 = 30;
 /// Checks in a row that fail before an upstream that accepts connections is taken for dead.
 const MAX_FAILURES: u32 = 2;
 
@@ -48,15 +50,23 @@ pub(crate) async fn watch(
     interval: Duration,
     gone: CancellationToken,
 ) {
-    let mut failures = 0;
+    let (mut failures, mut successes) = (0, 0u32);
     loop {
         match check(&upstream).await {
             Health::Up(models) => {
                 failures = 0;
                 desk.probed(&upstream, true, models);
+                if upstream.wants_seats() && successes.is_multiple_of(CHECKS_PER_SEATS) {
+                    desk.engine_says(&upstream, seats::ask(&upstream).await);
+                }
+                successes += 1;
             }
-            Health::Unreachable => desk.probed(&upstream, false, None),
+            Health::Unreachable => {
+                successes = 0;
+                desk.probed(&upstream, false, None);
+            }
             Health::Failing => {
+                successes = 0;
                 failures += 1;
                 if failures >= MAX_FAILURES {
                     desk.probed(&upstream, false, None);
@@ -76,23 +86,13 @@ pub(crate) async fn check(upstream: &Upstream) -> Health {
 }
 
 async fn ask(upstream: &Upstream) -> Health {
-    let mut headers = HeaderMap::new();
-    if let Some(authorization) = &upstream.authorization {
-        headers.insert(header::AUTHORIZATION, authorization.clone());
-    }
-    let Ok(uri) = format!("{}/v1/models", upstream.config.path).parse() else { return Health::Failing };
-    let outgoing = Outgoing { method: Method::GET, uri, headers, body: Bytes::new() };
-    let (response, mut lease) = match upstream.connections.send(&outgoing).await {
+    let (status, body) = match get(upstream, "/v1/models").await {
         Ok(answered) => answered,
-        Err(SendError::Connect(_)) => return Health::Unreachable,
-        Err(SendError::Broken(_)) => return Health::Failing,
+        Err(health) => return health,
     };
-    let status = response.status();
     if status.is_server_error() {
         return Health::Failing;
     }
-    let Some(body) = read_all(&mut lease, response.into_body()).await else { return Health::Failing };
-    lease.give_back();
     if status != StatusCode::OK {
         // It lives, and does not tell its models, or not to us.
         return Health::Up(None);
@@ -105,6 +105,25 @@ async fn ask(upstream: &Upstream) -> Health {
     )
 }
 
+/// Asks an upstream for a path; what to think of it, if it does not answer.
+pub(super) async fn get(upstream: &Upstream, path: &str) -> Result<(StatusCode, Vec<u8>), Health> {
+    let mut headers = HeaderMap::new();
+    if let Some(authorization) = &upstream.authorization {
+        headers.insert(header::AUTHORIZATION, authorization.clone());
+    }
+    let uri = format!("{}{path}", upstream.config.path).parse().map_err(|_| Health::Failing)?;
+    let outgoing = Outgoing { method: Method::GET, uri, headers, body: Bytes::new() };
+    let (response, mut lease) = match upstream.connections.send(&outgoing).await {
+        Ok(answered) => answered,
+        Err(SendError::Connect(_)) => return Err(Health::Unreachable),
+        Err(SendError::Broken(_)) => return Err(Health::Failing),
+    };
+    let status = response.status();
+    let body = read_all(&mut lease, response.into_body()).await.ok_or(Health::Failing)?;
+    lease.give_back();
+    Ok((status, body))
+}
+
 /// The body of an answer, unless it breaks off or is too long.
 async fn read_all(lease: &mut Lease, mut body: Incoming) -> Option<Vec<u8>> {
     let mut whole = Vec::new();
@@ -112,7 +131,7 @@ async fn read_all(lease: &mut Lease, mut body: Incoming) -> Option<Vec<u8>> {
         if let Ok(piece) = frame.ok()?.into_data() {
             whole.extend_from_slice(&piece);
         }
-        if whole.len() > MAX_MODELS_BYTES {
+        if whole.len() > MAX_ANSWER_BYTES {
             return None;
         }
     }

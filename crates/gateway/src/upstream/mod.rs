@@ -5,6 +5,7 @@ mod config;
 mod connect;
 pub(crate) mod discovery;
 pub(crate) mod health;
+pub(crate) mod seats;
 pub(crate) mod window;
 
 use std::net::IpAddr;
@@ -27,6 +28,8 @@ pub(crate) struct Upstream {
     pub(crate) mode: Mode,
     pub(crate) stamp: Stamp,
     pub(crate) window: WindowConfig,
+    /// Whether it is asked how many requests it works on at once.
+    ask_seats: bool,
     /// The API key that it wants, as the value of a header.
     pub(crate) authorization: Option<HeaderValue>,
     pub(crate) connections: Arc<Connections>,
@@ -60,6 +63,7 @@ impl Upstream {
             mode: config.mode.unwrap_or(gateway.mode),
             stamp: config.stamp.unwrap_or_default(),
             window: config.window.unwrap_or(gateway.window),
+            ask_seats: config.ask_seats.unwrap_or(gateway.ask_seats),
             authorization,
             connections: Arc::new(Connections::new(config, address, tls, gateway.connect_timeout)?),
             address,
@@ -78,9 +82,15 @@ impl Upstream {
     /// Whether the settings say the same of both.
     pub(crate) fn says_the_same(&self, other: &Self) -> bool {
         let said = |it: &Self| {
-            (it.config.clone(), it.address, it.mode, it.stamp, it.window, it.authorization.clone())
+            let config = (it.config.clone(), it.address, it.authorization.clone());
+            (config, it.mode, it.stamp, it.window, it.ask_seats)
         };
         said(self) == said(other)
+    }
+
+    /// Whether the number of its seats would change anything.
+    pub(crate) fn wants_seats(&self) -> bool {
+        self.ask_seats && self.mode == Mode::Hold && matches!(self.window, WindowConfig::Auto { .. })
     }
 
     pub(crate) fn mode_name(&self) -> &'static str {

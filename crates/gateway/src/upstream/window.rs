@@ -25,6 +25,11 @@ const MIN_SAMPLES: u32 = 4;
 const TOLERATED_SHARE: f64 = 0.1;
 /// The window begins with so many requests.
 const FIRST_REQUESTS: u32 = 4;
+/// First tokens that come while more answers are streamed at once than the engine says that it has seats, before what it says is no
+/// longer believed ...
+const MAX_DOUBTS: f64 = 8.0;
+/// ... and how much of one each other first token takes back: the end of one answer may be seen after the beginning of the next.
+const FORGIVEN: f64 = 1.0 / 32.0;
 /// Time for each token of an answer that is not streamed, in multiples of the best, up to which the window grows ...
 const WHOLE_GROWS_BELOW: f64 = 2.0;
 /// ... and above which it shrinks.
@@ -38,17 +43,30 @@ const WHOLE_SHRINKS_ABOVE: f64 = 3.0;
 /// requests that were there. Above a tenth of the window and one, the window shrinks by what is too much; below half of that
 /// it grows, doubling until it has shrunk for the first time. Only samples taken while the window was full count for growth.
 ///
+/// Where the engine says how many requests it works on at once, the window goes no further than that and one, whatever the latencies
+/// look like. Wrong numbers do no harm: below one that is too high the window finds its size as it would without, and one that is
+/// too low is not believed once more answers are streamed at once than there could be.
+///
 /// Answers that are not streamed have no first token. For them the time for each token is compared with the best: coarse,
 /// because it also grows with a healthy batch. Where no answer is streamed, a fixed window is the better choice.
 #[derive(Clone, Debug)]
 pub(crate) struct Window {
     bounds: (f64, f64),
+    said: Option<Said>,
     size: f64,
     doubling: bool,
     best_s: [f64; PROMPT_BUCKETS],
     residence_s: f64,
     best_per_token_s: f64,
     epoch: Epoch,
+}
+
+/// What the engine says of itself.
+#[derive(Clone, Copy, Debug)]
+struct Said {
+    seats: u32,
+    /// How much speaks against it.
+    doubts: f64,
 }
 
 /// What has been measured since the size last changed.
@@ -72,6 +90,7 @@ impl Window {
         Self {
             size: f64::from(FIRST_REQUESTS).clamp(bounds.0, bounds.1),
             bounds,
+            said: None,
             doubling: true,
             best_s: [f64::INFINITY; PROMPT_BUCKETS],
             residence_s: FIRST_RESIDENCE_S,
@@ -89,7 +108,31 @@ impl Window {
     pub(crate) fn reconfigure(&mut self, config: WindowConfig) {
         let fresh = Self::new(config);
         self.bounds = fresh.bounds;
-        self.size = self.size.clamp(fresh.bounds.0, fresh.bounds.1);
+        self.size = self.size.clamp(self.bounds.0, self.ceiling());
+    }
+
+    /// The engine says that it works on so many requests at once, or does not say. What was found to be wrong stays so.
+    /// Returns whether that is news.
+    pub(crate) fn engine_says(&mut self, seats: Option<u32>) -> bool {
+        if self.said.map(|said| said.seats) == seats {
+            return false;
+        }
+        self.said = seats.map(|seats| Said { seats, doubts: 0.0 });
+        self.size = self.size.clamp(self.bounds.0, self.ceiling());
+        true
+    }
+
+    /// The seats that the engine says it has, if that is believed.
+    pub(crate) fn seats(&self) -> Option<u32> {
+        self.said.filter(|said| said.doubts < MAX_DOUBTS).map(|said| said.seats)
+    }
+
+    /// One more answer has begun, and so many are being streamed at once.
+    pub(crate) fn streams(&mut self, streamed: u32) {
+        if let Some(said) = self.said.as_mut().filter(|said| said.doubts < MAX_DOUBTS) {
+            let change = if streamed > said.seats { 1.0 } else { -FORGIVEN };
+            said.doubts = (said.doubts + change).max(0.0);
+        }
     }
 
     /// A streamed answer has begun, after `ttft_s` seconds, while `in_flight` requests were there.
@@ -170,8 +213,14 @@ impl Window {
         self.resize(self.size + more);
     }
 
+    /// The largest window: one request beyond the seats waits, so that none of them idles until the next has come.
+    fn ceiling(&self) -> f64 {
+        let seats = self.seats().map_or(f64::INFINITY, |seats| f64::from(seats) + 1.0);
+        seats.clamp(self.bounds.0, self.bounds.1)
+    }
+
     fn resize(&mut self, size: f64) {
-        self.size = size.clamp(self.bounds.0, self.bounds.1);
+        self.size = size.clamp(self.bounds.0, self.ceiling());
         self.epoch = Epoch::default();
     }
 }
@@ -184,7 +233,13 @@ mod tests {
 
     /// An engine with so many seats: what does not fit waits. Tells the size after many answers.
     fn settled(seats: f64, service_s: f64, config: WindowConfig) -> Vec<u32> {
+        settled_told(seats, service_s, config, None)
+    }
+
+    /// The same engine, where it says how many it has.
+    fn settled_told(seats: f64, service_s: f64, config: WindowConfig, said: Option<u32>) -> Vec<u32> {
         let mut window = Window::new(config);
+        window.engine_says(said);
         let mut sizes = Vec::new();
         for answer in 0..4000u32 {
             // The first requests find an empty engine.
@@ -192,6 +247,7 @@ mod tests {
             // Every request enters a full engine behind those that wait: by Little's law it waits their number over the rate.
             let queued_s = (in_flight - seats).max(0.0) * service_s / seats;
             let jitter = 1.0 + 0.2 * f64::from(answer % 5) / 5.0;
+            window.streams(in_flight.min(seats) as u32);
             window.first_token(100, 0.05 * jitter + queued_s, window.size());
             window.ended(service_s + queued_s, 100, true, window.size());
             sizes.push(window.size());
@@ -207,6 +263,35 @@ mod tests {
             assert!(f64::from(low) >= seats, "{seats}: seats would idle at {low}");
             assert!(f64::from(high) <= seats * 1.2 + 3.0, "{seats}: {high} is too many");
         }
+    }
+
+    #[test]
+    fn seats_that_are_said_end_it_one_above_and_wrong_ones_do_no_harm() {
+        for (seats, service_s) in [(4.0, 3.0), (8.0, 0.5), (64.0, 8.0)] {
+            let told = |said| settled_told(seats, service_s, WindowConfig::default(), Some(said));
+            let sizes = told(seats as u32);
+            let (low, high) = (*sizes.iter().min().unwrap(), *sizes.iter().max().unwrap());
+            assert!(f64::from(low) >= seats && f64::from(high) <= seats + 1.0, "{seats}: {low} to {high}");
+            for wrong in [1, seats as u32 / 2, 10_000] {
+                let sizes = told(wrong);
+                let (low, high) = (*sizes.iter().min().unwrap(), *sizes.iter().max().unwrap());
+                let found = f64::from(low) >= seats && f64::from(high) <= seats * 1.2 + 3.0;
+                assert!(found, "{seats}, said to be {wrong}: {low} to {high}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_said_counts_within_the_bounds_and_is_not_believed_again_once_it_was_found_wrong() {
+        let bounds = WindowConfig::Auto { min_requests: 6, max_requests: 16 };
+        assert!(settled_told(64.0, 1.0, bounds, Some(2)).iter().all(|&size| (6..=16).contains(&size)));
+        let mut window = Window::new(WindowConfig::default());
+        assert!(window.engine_says(Some(2)) && window.size() == 3 && window.seats() == Some(2));
+        (0..20).for_each(|_| window.streams(3));
+        assert!(window.seats().is_none() && !window.engine_says(Some(2)) && window.seats().is_none());
+        assert!(window.engine_says(Some(3)) && window.seats() == Some(3), "another engine, perhaps");
+        (0..2000).for_each(|nth| window.streams(if nth % 40 == 0 { 4 } else { 3 }));
+        assert_eq!(window.seats(), Some(3), "an end that was seen late says nothing");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use outrank_gateway::GatewayConfig;
+use outrank_gateway::{GatewayConfig, WindowConfig};
 use serde_json::{Value, json};
 
 use crate::mock::{Act, Mock};
@@ -47,6 +47,46 @@ async fn no_more_than_the_window_are_at_the_upstream_and_all_are_answered() {
     }
     assert_eq!(mock.most_running(), 3, "no more than the window, and no seat was idle");
     assert_eq!(mock.seen().len(), 60, "nothing lost and nothing doubled");
+}
+
+/// What an upstream that can do all at once, and says that it has so many seats, had to do at most of 160 requests, and whether it
+/// is still believed.
+async fn flooded(slots: Option<u32>, ask_seats: bool, streamed: bool) -> (usize, bool) {
+    let mock = Mock::start().await;
+    mock.always(Act::Answer { tokens: 4, gap: Duration::from_millis(20) });
+    if let Some(slots) = slots {
+        mock.say_slots(slots);
+    }
+    let settings = GatewayConfig { window: WindowConfig::default(), ask_seats, ..config(&[&mock], 1) };
+    let gateway = start(settings, None).await;
+    let seats = async || -> Value {
+        let state: Value = gateway.get("/v1/outrank/upstreams").await.json().await.unwrap();
+        state["upstreams"][0]["seats"].clone()
+    };
+    if slots.is_some() && ask_seats {
+        gateway.until("it was asked", async || seats().await == slots.unwrap()).await;
+    }
+    let asked: Vec<_> =
+        (0..160).map(|_| tokio::spawn(gateway.chat("Hi", json!({ "stream": streamed })).send())).collect();
+    for answer in asked {
+        assert_eq!(Answer::of(answer.await.unwrap().unwrap()).await.status, 200);
+    }
+    (mock.most_running(), !seats().await.is_null())
+}
+
+#[tokio::test]
+async fn a_window_that_is_auto_ends_one_above_the_seats_that_the_engine_says_it_has() {
+    assert_eq!(flooded(Some(7), true, false).await, (8, true));
+    for (slots, ask_seats) in [(None, true), (Some(7), false)] {
+        let (most, believed) = flooded(slots, ask_seats, false).await;
+        assert!(most > 8 && !believed, "{slots:?} {ask_seats}: {most}");
+    }
+}
+
+#[tokio::test]
+async fn seats_are_not_believed_where_more_answers_are_streamed_at_once() {
+    let (most, believed) = flooded(Some(7), true, true).await;
+    assert!(most > 8 && !believed, "{most}");
 }
 
 #[tokio::test]

@@ -199,7 +199,9 @@ async fn a_full_disk_costs_the_journal_its_lines_and_nobody_an_answer() {
 #[tokio::test]
 async fn in_shadow_mode_the_order_is_that_of_arrival_and_savings_are_counted() {
     let mock = Mock::start().await;
-    let gateway = start(GatewayConfig { shadow: true, ..config(&[&mock], 1) }, oracle()).await;
+    // What is said of the lengths is far too much.
+    let max_wait = Duration::from_secs(3600);
+    let gateway = start(GatewayConfig { shadow: true, max_wait, ..config(&[&mock], 1) }, oracle()).await;
     mock.hold();
     let mut asked = vec![gateway.spawn("first 10", "first")];
     gateway.until("one is at the upstream", async || mock.running() == 1).await;

@@ -10,3 +10,4 @@ mod replicas;
 mod stamp;
 mod support;
 mod tenants;
+mod traces;

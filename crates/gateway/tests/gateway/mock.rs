@@ -72,6 +72,8 @@ struct State {
     default: Mutex<Act>,
     seen: Mutex<Vec<Seen>>,
     models: Mutex<Vec<String>>,
+    /// What it says at `/props`; nothing, while it is empty.
+    props: Mutex<String>,
     /// Requests being answered.
     running: AtomicUsize,
     most_running: AtomicUsize,
@@ -90,6 +92,7 @@ impl Mock {
             default: Mutex::new(Act::tokens(3)),
             seen: Mutex::default(),
             models: Mutex::new(vec!["m".into()]),
+            props: Mutex::default(),
             running: AtomicUsize::new(0),
             most_running: AtomicUsize::new(0),
             abandoned: AtomicUsize::new(0),
@@ -149,6 +152,11 @@ impl Mock {
         *self.state.models.lock() = models.iter().map(|&name| name.to_owned()).collect();
     }
 
+    /// Says at `/props` what llama.cpp's server says.
+    pub(crate) fn say_slots(&self, slots: u32) {
+        *self.state.props.lock() = json!({ "total_slots": slots }).to_string();
+    }
+
     pub(crate) fn hold(&self) {
         self.state.held.send_replace(true);
     }
@@ -202,6 +210,14 @@ impl Drop for Running {
 async fn converse(state: Arc<State>, mut stream: TcpStream) {
     let mut buffer = Vec::new();
     while let Some(seen) = read_request(&mut stream, &mut buffer).await {
+        if seen.head.starts_with("GET /props") {
+            let props = state.props.lock().clone();
+            let status = if props.is_empty() { 404 } else { 200 };
+            if write_whole(&mut stream, status, "", &props).await.is_err() {
+                return;
+            }
+            continue;
+        }
         if seen.head.starts_with("GET") {
             let models: Vec<Value> = state.models.lock().iter().map(|name| json!({ "id": name })).collect();
             let body = json!({ "object": "list", "data": models }).to_string();

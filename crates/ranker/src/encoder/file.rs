@@ -3,7 +3,7 @@
 //! | bytes | what |
 //! |---|---|
 //! | 8 | magic `OUTRANKE` |
-//! | 9 × 4 | version, pieces, width, layers, inner width, half, hidden, outputs, parameters |
+//! | 11 × 4 | version, pieces, width, convolutions, attentions, inner width, half, heads, hidden, outputs, parameters |
 //! | 4 a piece | fingerprints of the vocabulary's pieces ([`super::pieces`]), 0 for the special ones |
 //! | 2 a piece | scale of the piece's embedding |
 //! | width a piece | embeddings: 8-bit integers |
@@ -18,7 +18,9 @@ use super::matrix::{LANES, Linear};
 use crate::file::{halves, take, take_u32};
 
 const MAGIC: &[u8; 8] = b"OUTRANKE";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Places whose values a convolution sums: two before and two after its own.
+const TAPS: usize = 5;
 const CHECKSUM_BYTES: usize = 32;
 const TRUNCATED: &str = "truncated";
 
@@ -29,12 +31,20 @@ pub(super) struct Norm {
     pub(super) shift: Vec<f32>,
 }
 
-/// One layer of the transformer, norms first.
+/// How a layer brings the places of a text together.
+#[derive(Debug)]
+pub(super) enum Mixing {
+    /// A depthwise convolution: a row a tap.
+    Neighbours { taps: Vec<f32> },
+    /// Self-attention.
+    Attention { queries_keys_values: Linear, out: Linear },
+}
+
+/// One layer, norms first.
 #[derive(Debug)]
 pub(super) struct Layer {
-    pub(super) attention_norm: Norm,
-    pub(super) queries_keys_values: Linear,
-    pub(super) attention_out: Linear,
+    pub(super) mixing_norm: Norm,
+    pub(super) mixing: Mixing,
     pub(super) inner_norm: Norm,
     pub(super) up: Linear,
     pub(super) down: Linear,
@@ -53,7 +63,7 @@ pub(super) struct Weights {
     pub(super) places: Vec<f32>,
     pub(super) layers: Vec<Layer>,
     pub(super) norm: Norm,
-    /// How much each place counts in the pooled sum.
+    /// How much each place counts in the pooled sums, one a head.
     pub(super) attention: Linear,
     pub(super) hidden: Linear,
     pub(super) outputs: Linear,
@@ -70,15 +80,18 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Vec<u32>, Weights), &'static str> {
         return Err("the checksum does not match");
     }
     let mut rest = Rest(&body[MAGIC.len()..]);
-    let mut header = [0; 9];
+    let mut header = [0; 11];
     for number in &mut header {
         *number = take_u32(&mut rest.0).ok_or(TRUNCATED)? as usize;
     }
-    let [version, pieces, width, layers, inner, half, hidden, outputs, parameters] = header;
+    let [version, pieces, width, convolutions, attentions, inner, half, heads, hidden, outputs, parameters] =
+        header;
     if version != VERSION as usize {
         return Err("another version");
     }
-    if ![width, inner, hidden].iter().all(|size| size.is_multiple_of(LANES)) || pieces > usize::from(u16::MAX)
+    if ![width, inner, hidden].iter().all(|size| size.is_multiple_of(LANES))
+        || heads > LANES
+        || pieces > usize::from(u16::MAX)
     {
         return Err("sizes that this program cannot run");
     }
@@ -96,10 +109,12 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Vec<u32>, Weights), &'static str> {
         scales,
         embeddings,
         places: of.halves(2 * half * width)?,
-        layers: (0..layers).map(|_| of.layer(width, inner)).collect::<Result<_, _>>()?,
+        layers: (0..convolutions + attentions)
+            .map(|layer| of.layer(width, inner, layer < convolutions))
+            .collect::<Result<_, _>>()?,
         norm: of.norm(width)?,
-        attention: of.linear(width, 1)?,
-        hidden: of.linear(3 * width + 1, hidden)?,
+        attention: of.linear(width, heads)?,
+        hidden: of.linear((2 + heads) * width + 1, hidden)?,
         outputs: of.linear(hidden, outputs)?,
     };
     if of.0.is_empty() && rest.0.is_empty() { Ok((prints, weights)) } else { Err("bytes too many") }
@@ -125,11 +140,17 @@ impl<'a> Rest<'a> {
         Ok(Linear::new(&weights, &self.halves(outputs)?))
     }
 
-    fn layer(&mut self, width: usize, inner: usize) -> Result<Layer, &'static str> {
+    fn layer(&mut self, width: usize, inner: usize, convolution: bool) -> Result<Layer, &'static str> {
         Ok(Layer {
-            attention_norm: self.norm(width)?,
-            queries_keys_values: self.linear(width, 3 * width)?,
-            attention_out: self.linear(width, width)?,
+            mixing_norm: self.norm(width)?,
+            mixing: if convolution {
+                Mixing::Neighbours { taps: self.halves(TAPS * width)? }
+            } else {
+                Mixing::Attention {
+                    queries_keys_values: self.linear(width, 3 * width)?,
+                    out: self.linear(width, width)?,
+                }
+            },
             inner_norm: self.norm(width)?,
             up: self.linear(width, inner)?,
             down: self.linear(inner, width)?,

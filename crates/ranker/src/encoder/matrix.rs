@@ -3,37 +3,32 @@
 //! Every output is a sum over the inputs in their order, whatever the vector width: the same numbers on every machine that
 //! has fused multiply-add (without it they differ in the last bit).
 
-use wide::f32x8;
+use wide::f32x16;
 
-/// Outputs that are summed at a time; a layer's outputs are padded to a multiple of it.
+/// Outputs that are summed at a time; a layer's outputs are padded to a multiple of it. One vector where the machine has
+/// AVX-512, else two or four.
 pub(super) const LANES: usize = 16;
 
-/// Rows that are summed at a time: with [`LANES`] outputs each, as many sums as there are vector registers to hold them.
-const ROWS: usize = 6;
+/// Rows that are summed at a time: as many as there are vector registers to hold their sums, and enough that no addition
+/// waits for the one before.
+const ROWS: usize = if cfg!(target_feature = "avx512f") { 12 } else { 6 };
+
+/// Rows that are summed at a time of what [`ROWS`] leaves over.
+const FEW_ROWS: usize = 4;
 
 /// `x W + b`, with the outputs in blocks of [`LANES`]: block, input, lane.
 #[derive(Debug)]
 pub(super) struct Linear {
     inputs: usize,
     outputs: usize,
-    weights: Vec<[f32x8; 2]>,
-    bias: Vec<[f32x8; 2]>,
+    weights: Vec<f32x16>,
+    bias: Vec<f32x16>,
 }
 
-/// Two vectors of the first [`LANES`] values.
+/// The first [`LANES`] values.
 #[inline(always)]
-pub(super) fn two(values: &[f32]) -> [f32x8; 2] {
-    let vector = |from: usize| f32x8::new(std::array::from_fn(|lane| values[from + lane]));
-    [vector(0), vector(LANES / 2)]
-}
-
-/// The values of two vectors.
-#[inline(always)]
-pub(super) fn lanes(vectors: &[f32x8; 2]) -> [f32; LANES] {
-    let mut values = [0.0; LANES];
-    values[..LANES / 2].copy_from_slice(&vectors[0].to_array());
-    values[LANES / 2..].copy_from_slice(&vectors[1].to_array());
-    values
+pub(super) fn vector(values: &[f32]) -> f32x16 {
+    f32x16::new(std::array::from_fn(|lane| values[lane]))
 }
 
 impl Linear {
@@ -44,7 +39,7 @@ impl Linear {
         let pad = |values: &[f32]| {
             let mut lanes = [0.0; LANES];
             lanes[..values.len()].copy_from_slice(values);
-            two(&lanes)
+            f32x16::new(lanes)
         };
         let blocks = || (0..outputs).step_by(LANES).map(|from| from..outputs.min(from + LANES));
         Self {
@@ -70,20 +65,18 @@ impl Linear {
     pub(super) fn run(&self, x: &[f32], mut write: impl FnMut(usize, usize, &[f32])) {
         for (rows, part) in x.chunks(ROWS * self.inputs).enumerate() {
             let first = rows * ROWS;
-            match part.len() / self.inputs {
-                ROWS => self.rows::<ROWS>(part, first, &mut write),
-                4.. => {
-                    let (four, rest) = part.split_at(4 * self.inputs);
-                    self.rows::<4>(four, first, &mut write);
-                    rest.chunks(self.inputs)
-                        .enumerate()
-                        .for_each(|(row, x)| self.rows::<1>(x, first + 4 + row, &mut write));
-                }
-                _ => part
-                    .chunks(self.inputs)
-                    .enumerate()
-                    .for_each(|(row, x)| self.rows::<1>(x, first + row, &mut write)),
+            if part.len() == ROWS * self.inputs {
+                self.rows::<ROWS>(part, first, &mut write);
+                continue;
             }
+            let few = part.chunks_exact(FEW_ROWS * self.inputs);
+            let rest = few.remainder();
+            let left = first + (part.len() - rest.len()) / self.inputs;
+            few.enumerate()
+                .for_each(|(few, x)| self.rows::<FEW_ROWS>(x, first + few * FEW_ROWS, &mut write));
+            rest.chunks(self.inputs)
+                .enumerate()
+                .for_each(|(row, x)| self.rows::<1>(x, left + row, &mut write));
         }
     }
 
@@ -95,17 +88,15 @@ impl Linear {
         }
         for (block, (weights, bias)) in self.weights.chunks_exact(self.inputs).zip(&self.bias).enumerate() {
             let mut sums = [*bias; N];
-            for (index, lanes) in weights.iter().enumerate() {
+            for (index, &lanes) in weights.iter().enumerate() {
                 for row in 0..N {
-                    let value = f32x8::splat(inputs[row][index]);
-                    sums[row][0] = value.mul_add(lanes[0], sums[row][0]);
-                    sums[row][1] = value.mul_add(lanes[1], sums[row][1]);
+                    sums[row] = f32x16::splat(inputs[row][index]).mul_add(lanes, sums[row]);
                 }
             }
             let from = block * LANES;
             let kept = LANES.min(self.outputs - from);
             for (row, sums) in sums.iter().enumerate() {
-                write(first + row, from, &lanes(sums)[..kept]);
+                write(first + row, from, &sums.as_array()[..kept]);
             }
         }
     }
@@ -122,7 +113,7 @@ mod tests {
         let mut numbers = |count: usize| (0..count).map(|_| random.f32() - 0.5).collect::<Vec<_>>();
         let (weights, bias) = (numbers(inputs * outputs), numbers(outputs));
         let layer = Linear::new(&weights, &bias);
-        for rows in [0, 1, 3, 4, 5, 7, 8, 19] {
+        for rows in [0, 1, 3, 4, 5, 7, 8, 13, 19, 27] {
             let x = numbers(rows * inputs);
             let mut out = vec![f32::NAN; rows * outputs];
             layer.run(&x, |row, from, values| {

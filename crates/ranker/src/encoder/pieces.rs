@@ -17,8 +17,9 @@ const END: u16 = 102;
 /// Longest word that is cut into pieces, in characters.
 const MAX_WORD: usize = 100;
 
-/// Bytes of text that are read from either end; more pieces than are wanted stand in them, in all but odd texts.
-const MAX_BYTES: usize = 384;
+/// Bytes of text that are read from either end for each piece that is wanted; more pieces than that stand in them, in all
+/// but odd texts.
+const BYTES_PER_PIECE: usize = 8;
 
 /// Fingerprint -> piece, by open addressing: 0 is an empty place.
 #[derive(Debug)]
@@ -58,13 +59,14 @@ impl Vocabulary {
     pub(super) fn pieces(&self, text: &str, half: usize, out: &mut Vec<u16>) {
         out.clear();
         out.push(START);
-        if text.len() <= 2 * MAX_BYTES {
+        let bytes = BYTES_PER_PIECE * half;
+        if text.len() <= 2 * bytes {
             self.cut(text, out);
         } else {
-            self.cut(&text[..text.floor_char_boundary(MAX_BYTES)], out);
+            self.cut(&text[..text.floor_char_boundary(bytes)], out);
             out.truncate(half);
             out.resize(half, UNKNOWN);
-            self.cut(&text[text.ceil_char_boundary(text.len() - MAX_BYTES)..], out);
+            self.cut(&text[text.ceil_char_boundary(text.len() - bytes)..], out);
         }
         out.push(END);
         if out.len() > 2 * half {

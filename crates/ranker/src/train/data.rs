@@ -12,9 +12,6 @@ use crate::trace::held_out;
 /// Least root mean square of a surface fact: a rare one is not blown up without bound.
 const MIN_MEAN_SQUARE: f64 = 1e-2;
 
-/// The feature of the column that holds what the prior thinks of a row.
-pub(super) const PRIOR: u32 = u32::MAX;
-
 /// Rows of one model in one file: only the order within a group is learned.
 #[derive(Debug, Clone)]
 pub(super) struct Group {
@@ -47,8 +44,8 @@ pub(super) struct Data {
     /// Folds of the cross-validation.
     pub(super) folds: usize,
     pub(super) groups: Vec<Group>,
-    /// What the prior thinks of each row; empty without one. It is the first entry of the row.
-    prior: Vec<f32>,
+    /// The raw score that the prior gives each row; empty without one.
+    pub(super) prior: Vec<f64>,
 }
 
 impl Data {
@@ -71,25 +68,6 @@ impl Data {
     pub(super) fn add_row(&self, row: usize, factor: f64, out: &mut [f64]) {
         for (column, value) in self.row(row) {
             out[column] += factor * value;
-        }
-    }
-
-    /// Whether there is a column of what the prior thinks.
-    pub(super) fn has_prior(&self) -> bool {
-        self.features.first() == Some(&PRIOR)
-    }
-
-    /// Scales the prior's column to a standard deviation over all rows; 0 blots it out. A penalty of ridge spares the prior
-    /// by the square of it, against a fact of deviation 1.
-    pub(super) fn set_prior(&mut self, wanted: f64) {
-        let raw: Vec<f64> = self.prior.iter().map(|&value| f64::from(value)).collect();
-        let count = raw.len().max(1) as f64;
-        let mean = raw.iter().sum::<f64>() / count;
-        let variance = raw.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count;
-        let scale = (wanted / variance.sqrt().max(1e-6)) as f32;
-        self.scales[0] = scale;
-        for (&start, &value) in self.starts.iter().zip(&self.prior) {
-            self.values[start] = value * scale;
         }
     }
 
@@ -196,15 +174,12 @@ struct Labels {
 
 impl Data {
     fn new(config: &TrainConfig) -> Self {
-        let features = if config.prior.is_some() { vec![PRIOR] } else { Vec::new() };
-        Self { starts: vec![0], features, folds: config.folds, ..Self::default() }
+        Self { starts: vec![0], folds: config.folds, ..Self::default() }
     }
 
     fn push(&mut self, features: &[(u32, f32)], labels: Labels, config: &TrainConfig, columns: &mut [u32]) {
         if let Some(prior) = &config.prior {
-            self.columns.push(0);
-            self.prior.push(prior.raw_of(features));
-            self.values.push(0.0);
+            self.prior.push(f64::from(prior.raw_of(features)));
         }
         for &(feature, value) in features {
             let column = &mut columns[feature as usize];
@@ -262,7 +237,7 @@ fn scale_columns(data: &mut Data) {
     }
     let rows = data.label.len() as f64;
     let scale = |(&feature, &sum): (&u32, &f64)| {
-        if (feature as usize) < BUCKETS || feature == PRIOR {
+        if (feature as usize) < BUCKETS {
             1.0
         } else {
             (sum / rows).sqrt().max(MIN_MEAN_SQUARE).sqrt().recip() as f32

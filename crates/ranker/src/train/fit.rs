@@ -40,40 +40,9 @@ struct Path {
     scores: Vec<Vec<f64>>,
 }
 
-/// Standard deviations of the prior's column to choose from: how far the prior is believed from the start.
-const PRIOR_DEVIATIONS: [f64; 3] = [0.0, 1.5, 4.0];
-
-/// Rows up to which the prior is believed unless cross-validation clearly speaks against it; beyond, it is not unless that
-/// speaks for it, because a prior from other models does not hold for ever.
-const FEW_ROWS: usize = 200;
-
-/// Tau-b of cross-validation that is clear, with few rows and with more: about half its standard error.
-const CLEAR_GAIN: [f64; 2] = [0.05, 0.01];
-
-pub(super) fn fit(data: &mut Data, config: &TrainConfig, progress: &mut dyn FnMut(Progress)) -> Fit {
+pub(super) fn fit(data: &Data, config: &TrainConfig, progress: &mut dyn FnMut(Progress)) -> Fit {
     let folds: Vec<Fold> = (0..data.folds).map(|fold| split(data, fold)).collect();
-    let penalty = if data.has_prior() {
-        let few = data.rows() <= FEW_ROWS;
-        let mut deviations = PRIOR_DEVIATIONS;
-        if few {
-            deviations.reverse();
-        }
-        let tries = deviations.map(|deviation| {
-            data.set_prior(deviation);
-            (best_penalty(data, &folds, config, progress), deviation)
-        });
-        let gain = CLEAR_GAIN[usize::from(!few)];
-        let better = |best: ((f64, f64), f64), next: ((f64, f64), f64)| {
-            if next.0.0 > best.0.0 + gain { next } else { best }
-        };
-        let best = tries.into_iter().reduce(better);
-        let ((_, penalty), deviation) = best.unwrap_or(((0.0, 1.0), 0.0));
-        data.set_prior(deviation);
-        penalty
-    } else {
-        best_penalty(data, &folds, config, progress).1
-    };
-    let data = &*data;
+    let penalty = best_penalty(data, &folds, config, progress);
     let paths =
         each(&folds, |index, fold| path(data, fold, penalty, config, config.seed.wrapping_add(index as u64)));
     let taus: Vec<f64> =
@@ -111,14 +80,17 @@ fn split(data: &Data, fold: usize) -> Fold {
     Fold { learned, unseen }
 }
 
-/// The penalty of the warm start whose unseen rows are ordered best, behind their tau-b.
+/// Penalties in a row that are worse than the best, after which no smaller one is tried: tau-b over penalties has one peak.
+const WORSE_PENALTIES: usize = 3;
+
+/// The penalty of the warm start whose unseen rows are ordered best.
 fn best_penalty(
     data: &Data,
     folds: &[Fold],
     config: &TrainConfig,
     progress: &mut dyn FnMut(Progress),
-) -> (f64, f64) {
-    let mut best = (f64::NEG_INFINITY, 1.0);
+) -> f64 {
+    let (mut best, mut best_index) = (f64::NEG_INFINITY, 0);
     let mut starts: Vec<Option<Vec<f64>>> = vec![None; folds.len()];
     for (index, &penalty) in config.penalties.iter().enumerate() {
         starts =
@@ -128,8 +100,8 @@ fn best_penalty(
             fold.unseen.iter().for_each(|&row| scores[row] = data.dot(row, weights));
         }
         let tau_b = tau(data, &scores);
-        if tau_b > best.0 {
-            best = (tau_b, penalty);
+        if tau_b > best {
+            (best, best_index) = (tau_b, index);
         }
         progress(Progress {
             stage: "penalty",
@@ -137,8 +109,11 @@ fn best_penalty(
             of: config.penalties.len(),
             tau_b: Some(tau_b),
         });
+        if index >= best_index + WORSE_PENALTIES {
+            break;
+        }
     }
-    best
+    config.penalties[best_index]
 }
 
 /// The warm start, brought to the scale of Plackett and Luce, then passes of ListMLE.
@@ -195,7 +170,7 @@ fn align(data: &Data, folds: &[Fold], paths: &[Path], epoch: usize, scores: &mut
 }
 
 /// Tau-b within each group and fold (scores of different folds are on different scales), weighted.
-fn tau(data: &Data, scores: &[f64]) -> f64 {
+pub(super) fn tau(data: &Data, scores: &[f64]) -> f64 {
     let (mut sum, mut count) = (0.0, 0.0);
     for group in &data.groups {
         for fold in 0..data.folds {

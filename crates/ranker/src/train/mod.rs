@@ -1,5 +1,6 @@
 //! Training: traces in, ranker and report out.
 
+mod blend;
 mod classes;
 mod data;
 mod example;
@@ -18,7 +19,7 @@ use crate::features::DIMENSIONS;
 use crate::ranker::{Card, HeldOut, Ranker, SourceCard};
 use crate::trace::{TraceRecord, held_out};
 pub use classes::{ClassRanker, ClassScheme, MAX_CLASSES};
-use data::{Data, PRIOR};
+use data::Data;
 pub use example::Example;
 
 /// Fewest rows with a length that a ranker is trained from.
@@ -68,7 +69,7 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Folds of the cross-validation, at least 2. The ranker is the mean of the folds' models.
     pub folds: usize,
-    /// Penalties to choose from, in any unit of standardised squared ln-length.
+    /// Penalties to choose from, largest first, in any unit of standardised squared ln-length.
     pub penalties: Vec<f64>,
     /// What the passes make smaller.
     pub objective: Objective,
@@ -78,8 +79,8 @@ pub struct TrainConfig {
     pub list_size: usize,
     /// AdaGrad's step for up to a thousand rows; it falls with the square root of more.
     pub learning_rate: f64,
-    /// A ranker that learned from other traces: what it thinks of a prompt is one more feature, which costs almost no
-    /// penalty. Small traces gain by it; where it is of no use its weight goes to nothing.
+    /// A ranker that learned from other traces. What is learned is mixed with it, in the shares that cross-validation
+    /// leaves plausible: small traces gain by it, and where it is of no use next to nothing of it is left.
     pub prior: Option<Ranker>,
     /// Licence of the weights, for the card.
     pub licence: String,
@@ -93,7 +94,7 @@ impl Default for TrainConfig {
             all: false,
             seed: 1,
             folds: 5,
-            penalties: vec![16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.125],
+            penalties: vec![256.0, 128.0, 64.0, 32.0, 16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.125],
             objective: Objective::ListMle,
             epochs: 16,
             list_size: 32,
@@ -138,6 +139,8 @@ pub struct TrainReport {
     pub epochs: usize,
     /// Tau-b of cross-validation within the learned part.
     pub validation_tau_b: f64,
+    /// Share of the prior's order in the ranker, from 0 to 1; `None` without a prior.
+    pub prior_share: Option<f64>,
     /// The held-out result over all files; `None` with [`TrainConfig::all`], or where nothing is held out.
     pub held_out: Option<HeldOut>,
     /// The held-out result of each file.
@@ -169,7 +172,8 @@ pub enum TrainError {
 ///
 /// A warm start (ridge regression of ln-lengths, standardised per model) is followed by ListMLE in each
 /// fold of a cross-validation by prompt; penalty and passes are those that order unseen rows best; the
-/// ranker is the mean of the folds' models, and its calibration is fitted to the scores of unseen rows.
+/// ranker is the mean of the folds' models, mixed with the prior where there is one, and its calibration is
+/// fitted to the scores of unseen rows.
 ///
 /// # Errors
 /// [`TrainError`].
@@ -188,7 +192,7 @@ pub fn train(
         learned_rows: learned(index),
     });
     let sources = sources.collect();
-    let (mut ranker, mut report) = fit_data(config, data, sources, progress)?;
+    let (mut ranker, mut report) = fit_data(config, &data, sources, progress)?;
     if !config.all {
         (report.held_out, report.files) = test(&ranker, files);
         ranker.card.held_out = report.held_out;
@@ -215,13 +219,13 @@ pub fn learn(
     let data = data::from_examples(groups, config)?;
     let rows = data.rows();
     let source = SourceCard { name: "served requests".into(), licence: None, rows, learned_rows: rows };
-    fit_data(config, data, vec![source], progress)
+    fit_data(config, &data, vec![source], progress)
 }
 
 /// Fits and calibrates.
 fn fit_data(
     config: &TrainConfig,
-    mut data: Data,
+    data: &Data,
     sources: Vec<SourceCard>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(Ranker, TrainReport), TrainError> {
@@ -229,9 +233,12 @@ fn fit_data(
         return Err(TrainError::NoOrder);
     }
     progress(Progress { stage: "features", done: 1, of: 1, tau_b: None });
-    let fit = fit::fit(&mut data, config, progress);
-    let (weights, shrink) = round_weights(&data, &fit.weights, config.prior.as_ref());
-    let calibration = calibrate(&data, &fit.unseen, shrink).ok_or(TrainError::NoOrder)?;
+    let mut fit = fit::fit(data, config, progress);
+    let mut weights = features(data, &fit.weights);
+    let prior_share =
+        config.prior.as_ref().map(|prior| mix(data, prior, &mut weights, &mut fit, config.seed));
+    let (weights, shrink) = round_weights(&weights);
+    let calibration = calibrate(data, &fit.unseen, shrink).ok_or(TrainError::NoOrder)?;
     let card = Card {
         licence: config.licence.clone(),
         command: config.command.clone(),
@@ -246,6 +253,7 @@ fn fit_data(
         penalty: fit.penalty,
         epochs: fit.epochs,
         validation_tau_b: fit.tau_b,
+        prior_share,
         held_out: None,
         files: Vec::new(),
     };
@@ -268,20 +276,27 @@ fn check(config: &TrainConfig) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Columns back to features, rounded to half precision. Weights too large for it are all shrunk alike;
-/// returns the factor.
-fn round_weights(data: &Data, columns: &[f64], prior: Option<&Ranker>) -> (Vec<f32>, f64) {
-    let mut weights = vec![0.0f64; DIMENSIONS];
+/// Weights over columns back to weights over features.
+fn features(data: &Data, columns: &[f64]) -> Vec<f64> {
+    let mut weights = vec![0.0; DIMENSIONS];
     for ((&feature, &scale), &weight) in data.features.iter().zip(&data.scales).zip(columns) {
-        let weight = weight * f64::from(scale);
-        match prior {
-            // The prior is linear in the same features: its share is theirs.
-            Some(prior) if feature == PRIOR => {
-                weights.iter_mut().zip(prior.weights.iter()).for_each(|(w, &p)| *w += weight * f64::from(p));
-            }
-            _ => weights[feature as usize] += weight,
-        }
+        weights[feature as usize] = weight * f64::from(scale);
     }
+    weights
+}
+
+/// Mixes the prior into what was learned: it is linear in the same features, so the sum is a ranker again. Returns its share.
+fn mix(data: &Data, prior: &Ranker, weights: &mut [f64], fit: &mut fit::Fit, seed: u64) -> f64 {
+    let blend = blend::blend(data, &data.prior, &fit.unseen, seed);
+    let sum = |learned: &mut f64, prior: f64| *learned = blend.learned * *learned + blend.prior * prior;
+    weights.iter_mut().zip(prior.weights.iter()).for_each(|(own, &prior)| sum(own, f64::from(prior)));
+    fit.unseen.iter_mut().zip(&data.prior).for_each(|(own, &prior)| sum(own, prior));
+    fit.tau_b = fit::tau(data, &fit.unseen);
+    blend.prior_share
+}
+
+/// Weights rounded to half precision. Those too large for it are all shrunk alike; returns the factor.
+fn round_weights(weights: &[f64]) -> (Vec<f32>, f64) {
     let largest = weights.iter().fold(0.0f64, |largest, weight| largest.max(weight.abs()));
     let shrink = if largest > 1000.0 { 1000.0 / largest } else { 1.0 };
     (weights.iter().map(|&weight| f16::from_f64(weight * shrink).to_f32()).collect(), shrink)

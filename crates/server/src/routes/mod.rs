@@ -63,7 +63,7 @@ async fn completions(
 
 async fn render_metrics(State(app): State<Arc<App>>) -> Response {
     if let (Some(replay), 0) = (&app.config.replay, app.records.under_way()) {
-        app.metrics.shadow.settle(|| replay.clone()).await;
+        app.metrics.host.shadow.settle(|| replay.clone()).await;
     }
     match app.metrics.render(&app.backend.counters(), app.backend.trust()) {
         Ok(text) => ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], text).into_response(),

@@ -18,6 +18,7 @@ pub(crate) struct Chat;
 impl Wire for Chat {
     const PROMPT: &'static str = "messages";
     const ID_PREFIX: &'static str = "chatcmpl-";
+    const OPERATION: &'static str = "chat";
     const OBJECT: &'static str = "chat.completion";
     const CHUNK_OBJECT: &'static str = "chat.completion.chunk";
 

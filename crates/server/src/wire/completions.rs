@@ -18,6 +18,7 @@ pub(crate) struct Completions;
 impl Wire for Completions {
     const PROMPT: &'static str = "prompt";
     const ID_PREFIX: &'static str = "cmpl-";
+    const OPERATION: &'static str = "text_completion";
     const OBJECT: &'static str = "text_completion";
     const CHUNK_OBJECT: &'static str = "text_completion";
 

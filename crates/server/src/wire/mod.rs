@@ -28,6 +28,8 @@ pub(crate) trait Wire: Send + Sync + 'static {
     const PROMPT: &'static str;
     /// Start of the ids of its completions.
     const ID_PREFIX: &'static str;
+    /// What it does, in the words of OpenTelemetry.
+    const OPERATION: &'static str;
     /// `object` of a whole response.
     const OBJECT: &'static str;
     /// `object` of a chunk of a stream.
