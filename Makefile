@@ -33,6 +33,7 @@ serve: build model ## builds and serves the embedded model on HOST:PORT
 check: setup ## formatting, lints and docs, all warnings denied
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	cargo clippy --release --locked -p outrank-vllm --features python -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps --quiet
 
 test: model check ## every check, then every test
@@ -71,7 +72,7 @@ reality-plugin: build ## the simulator against the plug-in's runs in vLLM (resul
 	bash bench/h200/requests.sh $(OUTRANK) $(DATA) .cache/plugin
 	for steps in "" "--steps results/h200/plugin/steps.jsonl.gz"; do \
 	  python3 scripts/reality.py --outrank $(OUTRANK) --runs results/h200/plugin/runs.jsonl.gz --profile results/h200/plugin/h100.toml \
-	    --policies stock=fcfs,outrank=outrank,ltr=ltr,oracle=oracle-sjf --prompts .cache/plugin/requests.jsonl.gz \
+	    --policies stock=fcfs,outrank=outrank,ltr=ltr,oracle=oracle-sjf --requests .cache/plugin/requests.jsonl.gz \
 	    --ranker .cache/plugin/trained.outrank --only burst,:1. $$steps; done
 
 reality-cpu: build model ## the simulator against the embedded engine (six minutes, alone on the machine)

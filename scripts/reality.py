@@ -8,7 +8,8 @@ of the machine during the run out of the comparison and leaves the scheduler and
 
 A file of runs has a header line for each run and a line for each request (results/h200/README.md). Requests reach the
 simulated scheduler when they reached the real one (`queued_s`), with the same tokens and scores. Runs of the plug-in
-(results/h200/plugin) have no scores but the line of their prompt in --prompts; --ranker scores them as the plug-in did.
+(results/h200/plugin) say nothing of a request but its place in the run: its prompt and its tokens are taken from --requests, as the
+run took them (bench/h200/workload.py), and --ranker scores the prompt as the plug-in did.
 """
 import argparse
 import gzip
@@ -18,6 +19,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench/h200"))
+import workload  # noqa: E402
+
+CONTEXT = 4096  # tokens; `max_model_len` of the plug-in's runs
 
 
 def read_runs(path):
@@ -37,6 +43,16 @@ def read_runs(path):
     return {name: (headers[name], requests[name]) for name in headers}
 
 
+def with_requests(runs, known):
+    """Runs of the plug-in, with what their requests were."""
+    for name, (_, requests) in runs.items():
+        nth = int(name.split("#")[1])
+        for row in requests:
+            what = workload.request(known, nth, row["index"])
+            row |= {"prompt": what["prompt"], "prompt_tokens": len(what["ids"]), "output_tokens": what["output"]}
+    return runs
+
+
 def with_memory(profile, blocks, folder):
     """A TOML profile with so many KV blocks."""
     text = re.sub(r"(?m)^kv_blocks = .*", f"kv_blocks = {blocks}", Path(profile).read_text())
@@ -51,15 +67,16 @@ def simulate(args, profile, header, requests):
         trace, answers = Path(folder, "trace.jsonl"), Path(folder, "answers.jsonl")
         with open(trace, "w") as out:
             for row in requests:
-                record = {"prompt": "synthetic", "prompt_tokens": row["prompt_tokens"],
+                record = {"prompt": row.get("prompt", "synthetic"), "prompt_tokens": row["prompt_tokens"],
                           "output_tokens": row["output_tokens"], "arrival_s": max(0.0, row["queued_s"])}
-                record |= {"prompt": args.prompts[row["row"]]} if args.prompts else {"score": row["score"] + 1.0}
+                if not args.requests:
+                    record["score"] = row["score"] + 1.0
                 out.write(json.dumps(record) + "\n")
         if header.get("kv_blocks") and "engine" in header:
             profile = with_memory(profile, header["kv_blocks"], folder)
         command = [args.outrank, "simulate", "--trace", trace, "--arrivals", "trace", "--duration-s", "1e9", "--answers", answers,
                    "--policies", args.of[header["policy"]], "--profile", profile, "--seats", str(header["seats"]), "--json"]
-        command += ["--scores", "ranker", "--ranker", args.ranker] if args.prompts else ["--scores", "trace"]
+        command += ["--scores", "ranker", "--ranker", args.ranker] if args.requests else ["--scores", "trace"]
         run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
             sys.exit(f"outrank simulate failed:\n{run.stderr}")
@@ -106,18 +123,17 @@ def main():
                         help="policy of a run = policy of the simulator")
     parser.add_argument("--steps", type=Path, help="step log of the runs, to fit each run's own profile")
     parser.add_argument("--only", default="", help="only runs whose name contains one of these, comma-separated")
-    parser.add_argument("--prompts", type=Path, help="the requests of runs of the plug-in, JSON lines, gzip")
+    parser.add_argument("--requests", type=Path, help="the requests of runs of the plug-in, JSON lines, gzip")
     parser.add_argument("--ranker", help="the ranker that scored them")
     args = parser.parse_args()
     args.of = dict(pair.split("=") for pair in args.policies.split(","))
-    if args.prompts:
-        with gzip.open(args.prompts, "rt") as lines:
-            args.prompts = [json.loads(line)["prompt"] for line in lines]
     print("| run | requests | s/token mean, p90 | TTFT mean | E2E mean, p90 | simulated / measured: s/token | E2E mean | E2E p90 |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, (header, requests) in read_runs(args.runs).items():
-        if not any(part in name for part in args.only.split(",")) or header["policy"] not in args.of:
-            continue
+    runs = {name: run for name, run in read_runs(args.runs).items()
+            if any(part in name for part in args.only.split(",")) and run[0]["policy"] in args.of}
+    if args.requests:
+        runs = with_requests(runs, workload.load(args.requests, CONTEXT))
+    for name, (header, requests) in runs.items():
         real = list(zip(*measured(requests)))
         with tempfile.TemporaryDirectory() as folder:
             profile = fitted(args.outrank, args.profile, args.steps, name, folder) if args.steps else args.profile

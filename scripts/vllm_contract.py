@@ -82,8 +82,8 @@ def missing(vllm):
         found.append("Request.__lt__")
     found += [f"RequestStatus.{name}" for name in contract.STATUSES if name not in assigned(request["RequestStatus"])]
     found += [f"SchedulerOutput.{name}" for name in contract.OUTPUT if name not in assigned(output["SchedulerOutput"])]
-    if "resumed_req_ids" not in assigned(output["CachedRequestData"]):
-        found.append("CachedRequestData.resumed_req_ids")
+    for cls, names in (("NewRequestData", contract.NEW), ("CachedRequestData", contract.CACHED)):
+        found += [f"{cls}.{name}" for name in names if name not in assigned(output[cls])]
     if "_heap" not in assigned(queues["PriorityRequestQueue"]):
         found.append("PriorityRequestQueue._heap")
     if "AsyncScheduler" not in classes(vllm / "v1/core/sched/async_scheduler.py"):

@@ -4,17 +4,18 @@ usage: python3 plugin.py --model DIR --requests FILE --rankers DIR --out DIR --t
 
 A run is POLICY:ARRIVALS[:SEATS[:KV_BLOCKS]]. ARRIVALS is `burst`, or a load as a fraction of capacity (Poisson for --poisson-s
 seconds, then drain), or LOAD/SECONDS: a short slice, its answers cut at --slice-cap tokens so that it drains fast. Policies are
-those of plugin_switch.py; each run starts with a plug-in that knows nothing of the runs before. The nth run of a policy at some
-arrivals gets the same requests at the same times as the nth of any other. Capacity is what the first `stock:burst` reaches while
-requests wait; it is written to --capacity-file, where a second driver beside this one waits for it. Runs that an earlier driver of the
-same --tag has begun are left out. Writes as results come: `runs-TAG.jsonl` (a
-summary a run), `requests-TAG.jsonl` (a line a request), `steps-TAG.jsonl` (a line a step).
+those of plugin_switch.py; each run starts with a plug-in that knows nothing of the runs before. With --bare vLLM is as it was
+installed: no plug-in may be there, the one policy is `vllm`, and no steps are logged. The nth run of a policy at some arrivals gets the
+same requests at the same times as the nth of any other. Capacity is what the first `stock:burst` reaches while requests wait; it is
+written to --capacity-file, where a second driver beside this one waits for it. Runs that an earlier driver of the same --tag has begun
+are left out. Writes as results come: `runs-TAG.jsonl` (a summary a run), `requests-TAG.jsonl` (a line a request), `steps-TAG.jsonl`
+(a line a step).
 """
 
 import argparse
 import asyncio
 import gc
-import gzip
+import importlib.util
 import json
 import os
 import random
@@ -22,22 +23,9 @@ import time
 from collections import Counter
 
 import numpy as np
+from workload import SEED, load, request
 
-SEED = 20261125
 SAID = ("duration_s", "tokens_per_s", "s_per_token_mean", "s_per_token_p90", "ttft_s_mean", "ttft_s_p99", "e2e_s_mean", "e2e_s_p99")
-
-
-def load(path, context):
-    """Requests of a file of JSON lines with prompt, prompt_tokens, output_tokens, shuffled; each with random token ids."""
-    rng = random.Random(SEED)
-    with gzip.open(path, "rt") as lines:
-        rows = [json.loads(line) | {"row": number} for number, line in enumerate(lines)]
-    rng.shuffle(rows)
-    for row in rows:
-        tokens = max(4, min(row["prompt_tokens"], context // 2))
-        row["ids"] = [rng.randrange(10, 30000) for _ in range(tokens)]
-        row["output"] = max(2, min(row["output_tokens"], context // 2))
-    return rows
 
 
 def summary(rows):
@@ -71,16 +59,15 @@ class Run:
                       "kv_blocks": int(rest[1]) if len(rest) > 1 else 0}  # fmt: skip
         self.need_s = args.need_s if self.load is None else self.seconds * max(self.load, 1.0) + (10 if self.cap else 25)
 
-    def arriving(self, rows, burst, capacity):
-        """(row, seconds from the start) of its requests."""
-        first = 700 * self.nth
+    def arrivals_s(self, rows, burst, capacity):
+        """When its requests come, in seconds from the start."""
         if self.load is None:
-            return [(rows[(first + index) % len(rows)], 0.0) for index in range(burst)]
-        rng, at, requests = random.Random(SEED + self.nth), 0.0, []
+            return [0.0] * burst
+        rng, at, times = random.Random(SEED + self.nth), 0.0, []
         mean, cut = (np.mean([min(row["output"], cap) for row in rows]) for cap in (1 << 30, self.cap or 1 << 30))
         while (at := at + rng.expovariate(self.load * capacity * mean / cut)) < self.seconds:
-            requests.append((rows[(first + len(requests)) % len(rows)], at))
-        return requests
+            times.append(at)
+        return times
 
 
 class Driver:
@@ -94,10 +81,14 @@ class Driver:
         self.rows = load(args.requests, args.context)
         options = dict(
             model=args.model, load_format="dummy", skip_tokenizer_init=True, dtype=args.dtype, max_model_len=args.context,
-            max_num_seqs=args.engine_seats, enable_prefix_caching=False, disable_log_stats=False, scheduling_policy="priority",
-            tensor_parallel_size=args.tp, disable_custom_all_reduce=True, scheduler_cls="plugin_switch.make",
-            additional_config={"bench": {"rankers": args.rankers, "log": os.path.join(args.out, f"steps-{args.tag}.jsonl")}},
+            max_num_seqs=args.seats if args.bare else args.engine_seats, enable_prefix_caching=False, disable_log_stats=False,
+            tensor_parallel_size=args.tp, disable_custom_all_reduce=True,
         )  # fmt: skip
+        if args.bare:
+            assert importlib.util.find_spec("outrank_vllm") is None, "the plug-in is installed"
+        else:
+            bench = {"rankers": args.rankers, "log": os.path.join(args.out, f"steps-{args.tag}.jsonl")}
+            options |= {"scheduler_cls": "plugin_switch.make", "scheduling_policy": "priority", "additional_config": {"bench": bench}}
         if args.eager:
             options |= {"enforce_eager": True}
         else:
@@ -106,13 +97,14 @@ class Driver:
         gc.freeze()
         print(f"{args.tag}: engine up after {time.monotonic() - self.began:.1f} s", flush=True)
 
-    async def one(self, run, row, start, arrival_s, rows):
+    async def one(self, run, index, start, arrival_s, rows):
         """One request to its end."""
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
         if (wait := start + arrival_s - time.monotonic()) > 0:
             await asyncio.sleep(wait)
+        row = request(self.rows, run.nth, index)
         output = min(row["output"], run.cap or row["output"])
         extra = {"outrank.prompt": row["prompt"], "outrank.length": output, "outrank.recorded": True, "bench.run": run.about}
         params = SamplingParams(
@@ -125,7 +117,7 @@ class Driver:
             pass
         now, late = time.monotonic(), sent - start - arrival_s
         assert len(last.outputs[0].token_ids) == output, "an answer of another length than asked for"
-        rows.append({"row": row["row"], "arrival_s": round(arrival_s, 5), "prompt_tokens": len(row["ids"]), "output_tokens": output,
+        rows.append({"index": index, "arrival_s": round(arrival_s, 5), "prompt_tokens": len(row["ids"]), "output_tokens": output,
                      "queued_s": round(last.metrics.queued_ts - start, 5),
                      "ttft_s": round(last.metrics.first_token_latency + late, 5), "e2e_s": round(now - start - arrival_s, 5),
                      "done_s": round(now - start, 5)})  # fmt: skip
@@ -133,9 +125,9 @@ class Driver:
     async def run(self, run, burst):
         """One run; writes its files."""
         capacity = None if run.load is None else await self.capacity()
-        arriving = run.arriving(self.rows, burst, capacity)
+        arrivals_s = run.arrivals_s(self.rows, burst, capacity)
         rows, start = [], time.monotonic() + 0.2
-        await asyncio.gather(*(self.one(run, row, start, at, rows) for row, at in arriving))
+        await asyncio.gather(*(self.one(run, index, start, at, rows) for index, at in enumerate(arrivals_s)))
         figures = summary(rows)
         if run.about["policy"] == "stock" and run.arrivals == "burst" and not os.path.exists(self.args.capacity_file):
             with open(self.args.capacity_file + ".new", "w") as out:
@@ -158,7 +150,7 @@ class Driver:
 
 async def main(args):
     driver = Driver(args)
-    await driver.run(Run("outrank:burst", 9, args), args.warm)
+    await driver.run(Run("vllm:burst" if args.bare else "outrank:burst", 9, args), args.warm)
     begun, seen = os.path.join(args.out, f"begun-{args.tag}"), Counter()
     before = set(open(begun).read().split()) if os.path.exists(begun) else set()
     for text in args.plan.split(","):
@@ -198,6 +190,7 @@ if __name__ == "__main__":
     parser.add_argument("--engine-seats", type=int, default=1024)
     parser.add_argument("--context", type=int, default=4096)
     parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--bare", action="store_true", help="vLLM without the plug-in")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--eager", action="store_true")
     asyncio.run(main(parser.parse_args()))

@@ -3,13 +3,16 @@
 usage: python3 plugin_report.py RESULTS [--write DIR]
 
 RESULTS is the unpacked results.tar.gz, or DIR. `--write` makes DIR/runs.jsonl.gz (a header line a run, with its figures and the
-plug-in's status at its end, then a line for each of its requests) and DIR/steps.jsonl.gz (a line a step).
+plug-in's status at its end, then a line for each of its requests) and DIR/steps.jsonl.gz (a line a step). What a request was is not
+written, its prompt, its length and its place in the data: workload.py tells, from the data.
 """
 
 import argparse
+import bisect
 import gzip
 import io
 import json
+import random
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -17,6 +20,8 @@ from pathlib import Path
 MEANS = ("s_per_token_mean", "s_per_token_p90", "ttft_s_mean", "ttft_s_p99", "e2e_s_mean", "e2e_s_p99", "tpot_s_mean")
 WAITING = ((0, 0), (1, 99), (100, 499), (500, 999), (1000, 2000))  # requests
 FIRST_WARM = 9  # the number of the warm-up's run
+OF_REQUEST = ("index", "arrival_s", "queued_s", "ttft_s", "e2e_s")  # what is written of a request
+RESAMPLED = 500  # times that blocks of steps are drawn anew for an interval
 
 
 def lines(path):
@@ -59,8 +64,20 @@ def read(folder):
         for about in lines(folder / f"runs-{tag}.jsonl"):
             run = about["run"]
             if int(run.split("#")[1]) < FIRST_WARM:
-                found.append(about | {"engine": tag, "status": status.get(run), "rows": rows[run], "steps": steps[run]})
+                about |= {"engine": tag, "status": status.get(run)} | in_steps(about, rows[run], steps[run])
+                found.append(about | {"rows": rows[run], "steps": steps[run]})
     return found
+
+
+def in_steps(about, rows, steps):
+    """Steps of the engine that ended between a request's arrival and its first token, and its end: means over the requests."""
+    if not steps:
+        return {}
+    done_s = [step["done_s"] - about["started_s"] for step in steps]
+    between = {"steps_ttft_mean": "ttft_s", "steps_e2e_mean": "e2e_s"}
+    counts = {name: [bisect.bisect(done_s, row["arrival_s"] + row[key]) - bisect.bisect(done_s, row["arrival_s"]) for row in rows]
+              for name, key in between.items()}  # fmt: skip
+    return {name: round(statistics.mean(of), 3) for name, of in counts.items()}
 
 
 def kind(run):
@@ -90,7 +107,7 @@ def ratios(runs):
     rows = []
     for run in runs:
         base = stock.get(kind(run))
-        if run["policy"] != "stock" and base and "/" not in run["arrivals"]:
+        if run["policy"] not in ("stock", "vllm") and base and "/" not in run["arrivals"]:
             rows.append((run["engine"], f"`{run['run']}`", *(f"{run[key] / base[key]:.3f}" for key in (*MEANS, "tokens_per_s"))))
     table(("engine", "run / stock", "s/token mean", "p90", "TTFT mean", "p99", "E2E mean", "p99", "TPOT mean", "tokens/s"), rows)
 
@@ -111,38 +128,75 @@ def pooled(runs):
 
 def slices(runs):
     """The slices: outrank over stock, request by request at the same arrivals, and means over all of a policy."""
-    pairs, pooled = defaultdict(dict), defaultdict(lambda: defaultdict(list))
+    pairs = defaultdict(dict)
     for run in runs:
-        if "/" in run["arrivals"]:
+        if "/" in run["arrivals"] and run["policy"] in ("stock", "outrank"):
             pairs[kind(run)][run["policy"]] = run
-    rows, spread = [], defaultdict(list)
+    by_load = defaultdict(list)
     for (engine, arrivals, nth), both in sorted(pairs.items()):
-        if len(both) < 2:
+        if len(both) == 2:
+            by_load[arrivals].append((f"{engine} #{nth}", both["outrank"], both["stock"]))
+    for arrivals, of in by_load.items():
+        rows = [(name, len(ours["rows"]), *compared(ours, stock)) for name, ours, stock in of]
+        table((f"slices of {arrivals}", "requests", "E2E: ratio of means, median ratio", "TTFT", "TPOT", "steps to the end, ratio of means"), rows)
+        means = [sum(run[name] * run["requests"] for run in side) / sum(run["requests"] for run in side)
+                 for name in ("e2e_s_mean", "ttft_s_mean", "tpot_s_mean") for side in (list(zip(*of))[1], list(zip(*of))[2])]  # fmt: skip
+        cells = (f"{a:.5f} / {b:.5f} = {a / b:.4f}" for a, b in zip(means[::2], means[1::2]))
+        table(("requests of all", "E2E: means, their ratio", "TTFT", "TPOT"), [(sum(row[1] for row in rows), *cells)])
+
+
+def compared(ours, stock):
+    """Cells of a pair of slices; that a request's tokens are the same in both drops them from the ratios of its TPOT."""
+    a, b = (sorted(run["rows"], key=lambda row: row["index"]) for run in (ours, stock))
+    times = {"e2e_s_mean": lambda row: row["e2e_s"], "ttft_s_mean": lambda row: row["ttft_s"], "tpot_s_mean": lambda row: row["e2e_s"] - row["ttft_s"]}
+    for name, time in times.items():
+        median = statistics.median(time(x) / time(y) for x, y in zip(a, b) if time(y) > 0)
+        yield f"{ours[name] / stock[name]:.3f}, {median:.3f}"
+    steps = "steps_e2e_mean"
+    yield f"{ours[steps] / stock[steps]:.4f}" if steps in ours and steps in stock else ""
+
+
+def flips(runs):
+    """Steps with the plug-in over steps without it in runs where the two take turns, with 95 % intervals from blocks drawn anew."""
+    measures = {
+        "median": statistics.median,
+        "mean": statistics.mean,
+        "mean without the slowest tenth": lambda took: statistics.mean(sorted(took)[: int(0.9 * len(took))]),
+    }
+    rows = []
+    for run in runs:
+        if run["policy"] != "flip":
             continue
-        values = {}
-        for policy, run in both.items():
-            run["rows"].sort(key=lambda row: row["arrival_s"])
-            tpot = [(row["e2e_s"] - row["ttft_s"]) / max(row["output_tokens"] - 1, 1) for row in run["rows"]]
-            values[policy] = {"E2E": [row["e2e_s"] for row in run["rows"]], "TTFT": [row["ttft_s"] for row in run["rows"]], "TPOT": tpot}
-            for name, of in values[policy].items():
-                pooled[name][policy] += of
-        cells = []
-        for name in ("E2E", "TTFT", "TPOT"):
-            a, b = values["outrank"][name], values["stock"][name]
-            spread[name].append(statistics.mean(a) / statistics.mean(b))
-            cells.append(f"{statistics.mean(a) / statistics.mean(b):.3f}, {statistics.median(x / y for x, y in zip(a, b)):.3f}")
-        rows.append((engine, f"{arrivals}#{nth}", len(a), *cells))
-    if not rows:
-        return
-    table(("engine", "slice", "requests", "E2E: ratio of means, median ratio", "TTFT", "TPOT"), rows)
-    cells = []
-    for name in ("E2E", "TTFT", "TPOT"):
-        a, b = pooled[name]["outrank"], pooled[name]["stock"]
-        median = statistics.median(x / y for x, y in zip(a, b))
-        cells.append(f"{statistics.mean(a):.5f} / {statistics.mean(b):.5f} = {statistics.mean(a) / statistics.mean(b):.4f}, {median:.4f}")
-    table(("requests of all slices", "E2E: means, their ratio, median ratio", "TTFT", "TPOT"), [(len(a), *cells)])
-    of = (f"{min(it):.3f} **{statistics.median(it):.3f}** {max(it):.3f}" for it in spread.values())
-    table(("ratios of the slices' means", "E2E: min median max", "TTFT", "TPOT"), [(len(rows), *of)])
+        for name, only in (("all", lambda step: True), ("without prefill", lambda step: not step["prefill_tokens"])):
+            blocks = [[step["took_s"] for step in block if only(step) and not step["idle"]] for block in in_turns(run["steps"])]
+            if not any(blocks):
+                continue
+            cells = (interval(blocks, measure) for measure in measures.values())
+            rows.append((run["engine"], f"`{run['run']}`", name, sum(map(len, blocks)), *cells))
+    if rows:
+        table(("engine", "run", "steps", "number", *(f"{name} with / without" for name in measures)), rows)
+
+
+def in_turns(steps):
+    """Steps in blocks: with the plug-in, without, with, ... or the other way round; a last one without its partner is left out."""
+    blocks = []
+    for step in steps:
+        if not blocks or blocks[-1][-1]["plugin"] != step["plugin"]:
+            blocks.append([])
+        blocks[-1].append(step)
+    return blocks[int(not blocks[0][0]["plugin"]) :]
+
+
+def interval(blocks, measure):
+    """Ratio of a measure over blocks with the plug-in to that over blocks without, and where 95 % of resampled ones lie."""
+    pairs = list(zip(blocks[::2], blocks[1::2]))
+
+    def ratio(pairs):
+        return measure([took for on, _ in pairs for took in on]) / measure([took for _, off in pairs for took in off])
+
+    rng = random.Random(1)
+    drawn = sorted(ratio(rng.choices(pairs, k=len(pairs))) for _ in range(RESAMPLED))
+    return f"{ratio(pairs):.4f} ({drawn[RESAMPLED // 40]:.4f} to {drawn[-RESAMPLED // 40]:.4f})"
 
 
 def percentile(values, share):
@@ -164,11 +218,12 @@ def overhead(runs):
     table(("policy", "waiting", "calls", "plug-in median (us)", "p99", "vLLM's own median"), rows)
     rows, share = [], defaultdict(lambda: [0, 0.0, 0.0])
     for run in runs:
-        if run["policy"] not in ("stock", "oracle"):
+        if run["policy"] not in ("stock", "vllm", "oracle", "flip"):
             total = share[run["run"].split("#")[0]]
             for step in run["steps"]:
                 if not step["idle"]:
-                    total[0], total[1], total[2] = total[0] + 1, total[1] + step["plugin_us"] / 1e6, total[2] + step["took_s"]
+                    own_s = (step["plugin_us"] + step.get("hooks_us", 0.0)) / 1e6
+                    total[0], total[1], total[2] = total[0] + 1, total[1] + own_s, total[2] + step["took_s"]
     rows = [(f"`{name}`", count, f"{1e6 * own / count:.0f}", f"{100 * own / took:.2f} %") for name, (count, own, took) in share.items() if count]
     table(("run", "steps", "plug-in mean (us)", "of the steps' time"), rows)
 
@@ -210,7 +265,8 @@ def write(runs, folder):
     of_runs, of_steps = [], []
     for run in runs:
         of_runs.append({key: value for key, value in run.items() if key not in ("rows", "steps")})
-        of_runs += [{"engine": run["engine"]} | row for row in run["rows"]]
+        rows = sorted(run["rows"], key=lambda row: row["index"])
+        of_runs += [{"engine": run["engine"], "run": run["run"]} | {key: row[key] for key in OF_REQUEST} for row in rows]
         of_steps += [step | {"took_s": round(step["took_s"], 5), "idle": bool(step["idle"])} for step in run["steps"]]
     pack("runs.jsonl.gz", of_runs)
     pack("steps.jsonl.gz", [{key: value for key, value in step.items() if key not in ("done_s", "preempted")} for step in of_steps])
@@ -222,7 +278,7 @@ def main():
     parser.add_argument("--write", type=Path)
     args = parser.parse_args()
     runs = read(args.results)
-    for show in (figures, ratios, pooled, slices, overhead, step_times):
+    for show in (figures, ratios, pooled, slices, flips, overhead, step_times):
         show(runs)
     if args.write:
         write(runs, args.write)

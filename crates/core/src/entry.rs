@@ -200,7 +200,16 @@ impl Entry {
 
     /// Its rank under `policy` as of now.
     pub(crate) fn rank_now(&self, policy: &dyn Policy, estimates: &Estimates) -> Rank {
-        let key = policy.key(&self.view(estimates));
+        self.rank_seen(policy, &self.view(estimates))
+    }
+
+    /// Its rank as of now among those with a seat, whether it has one or not.
+    pub(crate) fn rank_on_seat(&self, policy: &dyn Policy, estimates: &Estimates) -> Rank {
+        self.rank_seen(policy, &RequestView { running: true, ..self.view(estimates) })
+    }
+
+    fn rank_seen(&self, policy: &dyn Policy, view: &RequestView<'_>) -> Rank {
+        let key = policy.key(view);
         let key = if self.request.delay_s == 0.0 {
             key
         } else {

@@ -173,8 +173,8 @@ impl OrderBook {
         if self.entries[slot].state != State::Running {
             self.waiting.remove(self.entries[slot].lane, self.entries[slot].rank);
             self.enqueue(slot);
+            self.changed.push((id, self.entries[slot].rank));
         }
-        self.changed.push((id, self.entries[slot].rank));
     }
 
     /// Who should be given the next free seat.
@@ -287,8 +287,8 @@ impl OrderBook {
         }
     }
 
-    /// Follows the load, promotes who starves, and returns the requests whose rank has changed since the last call, with
-    /// their rank; a request may come twice, and its last rank counts.
+    /// Follows the load, promotes who starves, and returns the requests without a seat whose rank has changed since the last
+    /// call, with their rank; a request may come twice, and its last rank counts.
     pub fn changed(&mut self, now: Timestamp) -> Vec<(RequestId, Rank)> {
         self.estimates.now = now;
         self.follow_load();

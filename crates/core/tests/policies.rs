@@ -4,7 +4,7 @@
 mod support;
 
 use outrank_core::policies::{Boost, Class, Hrrn, Ltr, Mlfq, Outrank, Po, PolicySettings, Tie, by_name};
-use outrank_core::{Event, Policy, Request, RequestId, Scheduler, Score, State, Timestamp};
+use outrank_core::{Capacity, Event, Policy, Request, RequestId, Scheduler, Score, State, Timestamp};
 use proptest::prelude::*;
 use support::{Host, Job, capacity, config, policy};
 
@@ -147,14 +147,27 @@ fn work_done_costs_the_boost_and_with_it_the_seat() {
 
 #[test]
 fn a_long_prefill_keeps_nobody_from_a_seat_that_was_cleared_for_it() {
-    // The first fills every step's prefill budget for 60 steps; the third displaces the second, which must not come
+    // The second fills every step's prefill budget for 60 steps; the third displaces the first, which must not come
     // back before it.
-    let long_prompt = Job { prompt_tokens: 2000, ..job(0, 30) };
-    let jobs = || vec![long_prompt, job(0, 3000), Job { prompt_tokens: 40, ..job(100, 5) }];
+    let long_prompt = Job { prompt_tokens: 2000, ..job(30, 30) };
+    let jobs = || vec![job(0, 3000), long_prompt, Job { prompt_tokens: 40, ..job(100, 5) }];
     for name in ["outrank", "ltr", "oracle-srtf"] {
         let (outcomes, _, counters) = Host::new(config(capacity(2, 400), 1000), policy(name), jobs()).run();
         assert_eq!(counters.preemptions, 1, "{name}");
         assert!(outcomes[2].finished_ms < 300, "{name}: {outcomes:?}");
+    }
+}
+
+#[test]
+fn whoever_would_only_wait_on_a_seat_can_still_be_overtaken() {
+    // Ten prompts for ten seats, of which a step takes one; a short request comes when three of them have begun.
+    let long = |at: u64| Job { prompt_tokens: 100, ..job(at, 200) };
+    let mut jobs: Vec<Job> = (0..10).map(long).collect();
+    jobs.push(Job { prompt_tokens: 100, ..job(25, 2) });
+    let wide = Capacity { step_tokens: 110, prefill_chunk_tokens: 100, ..capacity(10, 400) };
+    for name in ["outrank", "sjf", "oracle-sjf"] {
+        let (outcomes, ..) = Host::new(config(wide, 0), policy(name), jobs.clone()).run();
+        assert!(outcomes[10].finished_ms < 100, "{name}: the seats were taken: {outcomes:?}");
     }
 }
 

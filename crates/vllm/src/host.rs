@@ -7,6 +7,8 @@ use thiserror::Error;
 use crate::settings::{Settings, SettingsError};
 use crate::worker::{Job, Said, Worker};
 
+/// Steps between two reports of the tokens that running requests have generated.
+const REPORT_TOKENS_STEPS: u64 = 8;
 /// Units of priority in one unit of a policy's key.
 const KEY_UNITS: f64 = 1e6;
 /// What a promotion takes off a priority: more than any key.
@@ -43,7 +45,7 @@ pub struct Arrival {
 }
 
 /// Figures for metrics.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize)]
 pub struct Status {
     /// Requests that wait.
     pub waiting: usize,
@@ -73,11 +75,24 @@ pub struct Status {
     pub prefill_s: f64,
 }
 
+impl Status {
+    /// As a JSON object.
+    pub fn json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_else(|error| error.to_string())
+    }
+}
+
 /// The plug-in: order, scores and what is learned.
 #[derive(Debug)]
 pub struct Host {
     book: OrderBook,
     worker: Worker,
+    /// Whether anything is done with prompts.
+    reads_prompts: bool,
+    /// Calls of [`Host::reports_due`].
+    orders: u64,
+    /// When the output of the step before came, unless nothing ran after it.
+    measured_s: Option<f64>,
     scored: u64,
     learned: (u64, Option<f64>),
     seat_preemptions: u64,
@@ -92,6 +107,7 @@ impl Host {
         let policy = settings.policy()?;
         let reads_scores = matches!(settings.policy.as_str(), "outrank" | "ltr" | "sjf");
         let ranker = if reads_scores { settings.load_ranker()? } else { None };
+        let learn = settings.learn && reads_scores;
         Ok(Self {
             book: OrderBook::stepped_by(
                 policy,
@@ -100,7 +116,10 @@ impl Host {
                 settings.unscored_tokens,
                 settings.monitor,
             )?,
-            worker: Worker::start(ranker, settings.learn && reads_scores)?,
+            reads_prompts: learn || ranker.is_some(),
+            worker: Worker::start(ranker, learn)?,
+            orders: 0,
+            measured_s: None,
             scored: 0,
             learned: (0, None),
             seat_preemptions: 0,
@@ -118,6 +137,11 @@ impl Host {
         };
         let key = self.book.submit(now, request, None)?;
         Some((key.value() * KEY_UNITS) as i64)
+    }
+
+    /// Whether prompts are scored or learned from.
+    pub fn reads_prompts(&self) -> bool {
+        self.reads_prompts
     }
 
     /// Hands over the prompt of a request to be scored on the worker's thread.
@@ -149,26 +173,26 @@ impl Host {
         victims.into_iter().map(|id| id.0).collect()
     }
 
-    /// Requests took a seat.
-    pub fn started(&mut self, numbers: &[u64]) {
-        numbers.iter().for_each(|&number| self.book.started(RequestId(number)));
+    /// A request took a seat.
+    pub fn started(&mut self, number: u64) {
+        self.book.started(RequestId(number));
     }
 
-    /// Requests lost their seat. Returns their (number, priority) in the queue.
-    pub fn paused(&mut self, now_s: f64, numbers: &[u64]) -> Vec<(u64, i64)> {
-        let now = Timestamp::from_secs_f64(now_s);
-        let paused = |&number: &u64| Some((number, priority(self.book.paused(now, RequestId(number))?)));
-        numbers.iter().filter_map(paused).collect()
+    /// A request lost its seat. Returns its priority in the queue, or `None` if it had no seat.
+    pub fn paused(&mut self, now_s: f64, number: u64) -> Option<i64> {
+        self.book.paused(Timestamp::from_secs_f64(now_s), RequestId(number)).map(priority)
     }
 
-    /// Output tokens so far of running requests.
-    pub fn generated(&mut self, tokens: &[(u64, u32)]) {
-        tokens.iter().for_each(|&(number, tokens)| self.book.generated(RequestId(number), tokens));
+    /// A running request has generated so many tokens by now.
+    pub fn generated(&mut self, number: u64, tokens: u32) {
+        self.book.generated(RequestId(number), tokens);
     }
 
-    /// Whether [`Host::generated`] has to be called before every step, and not only now and then.
-    pub fn follows_every_token(&self) -> bool {
-        self.book.follows_every_token()
+    /// To be asked before every step: whether [`Host::generated`] is to be called before this one. Every few steps are enough for
+    /// policies that do not read the tokens of running requests in every step.
+    pub fn reports_due(&mut self) -> bool {
+        self.orders += 1;
+        self.orders.is_multiple_of(REPORT_TOKENS_STEPS) || self.book.follows_every_token()
     }
 
     /// The host ran a step.
@@ -176,9 +200,14 @@ impl Host {
         self.book.stepped();
     }
 
-    /// A step with so many prefill tokens and decodes took so many seconds.
-    pub fn step_took(&mut self, took_s: f64, prefill_tokens: u32, decodes: u32) {
-        self.book.step_took(&StepSample { prefill_tokens, decodes, took_s, ..StepSample::default() });
+    /// The output of a step with so many prefill tokens and decodes has come; `busy` if requests go on running. A step took from the
+    /// output before to its own; what follows an idle time says nothing of a step.
+    pub fn measured(&mut self, now_s: f64, prefill_tokens: u32, decodes: u32, busy: bool) {
+        let before_s = std::mem::replace(&mut self.measured_s, busy.then_some(now_s));
+        if let (Some(before_s), 1..) = (before_s, prefill_tokens + decodes) {
+            let took_s = now_s - before_s;
+            self.book.step_took(&StepSample { prefill_tokens, decodes, took_s, ..StepSample::default() });
+        }
     }
 
     /// A request left; the length of one that stopped by itself, or was capped, is learned from.

@@ -83,3 +83,40 @@ fn nothing_is_learned_from_those_who_gave_up() {
     host.changed(1.0);
     assert_eq!((host.status().learned, host.status().waiting), (0, 0));
 }
+
+#[test]
+fn a_request_that_runs_keeps_its_priority_when_its_score_comes_late() {
+    let mut host = host(r#"{"policy": "sjf"}"#);
+    for number in 1..=2 {
+        host.submit(0.0, &arrival(number, None)).unwrap();
+    }
+    host.started(1);
+    (1..=2).for_each(|number| host.score(number, "Answer yes or no: is 7 prime?".into()));
+    let changed = when_scored(&mut host, 2);
+    assert!(changed.iter().all(|it| it.0 == 2) && !changed.is_empty(), "{changed:?}");
+    assert!(host.paused(1.0, 1).is_some(), "it has one again when it loses its seat");
+    assert_eq!(host.paused(1.0, 1), None, "a seat is lost once");
+}
+
+#[test]
+fn steps_are_measured_from_output_to_output_unless_nothing_ran_between() {
+    let mut host = host("{}");
+    let first_guess_s = host.status().decode_s;
+    host.measured(0.0, 0, 4, true);
+    assert_eq!(host.status().decode_s, first_guess_s, "the first output says nothing");
+    (1..=400).for_each(|step| host.measured(f64::from(step) * 0.1, 0, 4, true));
+    assert!((host.status().decode_s - 0.1).abs() < 0.01, "{:?}", host.status());
+    host.measured(40.1, 0, 4, false);
+    let before_s = host.status().decode_s;
+    host.measured(100.0, 0, 4, true);
+    assert_eq!(host.status().decode_s, before_s, "an idle minute is no step");
+}
+
+#[test]
+fn tokens_are_reported_every_few_steps_unless_the_policy_reads_them_in_each() {
+    let due = |settings: &str| {
+        let mut host = host(settings);
+        (0..80).filter(|_| host.reports_due()).count()
+    };
+    assert_eq!((due("{}"), due(r#"{"policy": "ltr"}"#)), (10, 80));
+}

@@ -100,7 +100,7 @@ def churn(model, count):
     assert set(ended.values()) == {1} and len(ended) == count, "a request ended twice, or never"
     assert free_blocks(scheduler) == before, f"{before - free_blocks(scheduler)} blocks lost"
     status = json.loads(scheduler._core.status())
-    assert not scheduler._numbers and not scheduler._by_number and status["waiting"] == status["running"] == 0
+    assert status["waiting"] == status["running"] == 0, status
     print(f"churn: {count} requests, {aborted} aborted, {preempted} preemptions: all ended once, all {before} blocks free; {status}")
 
 
@@ -220,11 +220,13 @@ def broken(model):
     from vllm.v1.core.sched.scheduler import Scheduler
 
     from outrank_vllm import contract
+    from outrank_vllm._core import PanicException
 
     contract.METHODS["no_such_method"] = []
     assert type(engine(model, 1, 400, {})) is Scheduler
     del contract.METHODS["no_such_method"]
-    for hook in ("submit", "changed", "victims", "started", "stepped", "step_took", "ended", "generated"):
+    hooks = ("submit", "order", "victims", "planned", "measured", "ended")
+    for hook, error in [*((hook, RuntimeError) for hook in hooks), ("order", PanicException)]:
         scheduler = engine(model, 2, 400, {"policy": "sjf"})
         lengths = {f"r{i}": 20 for i in range(12)}
         for name in list(lengths)[:6]:
@@ -237,9 +239,10 @@ def broken(model):
                 self.core = core
 
             def __getattr__(self, name):
-                if name == hook:
-                    raise RuntimeError(f"{hook} fails for the test")
-                return getattr(self.core, name)
+                return self.fail if name == hook else getattr(self.core, name)
+
+            def fail(self, *_):
+                raise error(f"{hook} fails for the test")
 
         scheduler._core, ended = Failing(scheduler._core), []
         for name in list(lengths)[6:]:
@@ -247,9 +250,24 @@ def broken(model):
         while scheduler.has_requests():
             ended += step(scheduler, lengths)[0]
         assert scheduler._off and sorted(ended) == sorted(lengths), (hook, ended)
-        if hook in ("submit", "changed"):
+        if hook in ("submit", "order"):
             assert sorted(ended[:2]) == ["r0", "r1"] and ended[-1] in ("r10", "r11"), (hook, ended)
     print("broken: a missing method gives vLLM's own scheduler; after a failing hook all 12 end")
+
+
+def liberties(model):
+    """What a client writes into extra_args, whatever it is, does not turn the plug-in off."""
+    scheduler = engine(model, 1, 400, {"policy": "oracle"})
+    written = [{"outrank.length": "long"}, {"outrank.length": -1}, {"outrank.prompt": 7, "outrank.recorded": []}, {"outrank.length": 3}]
+    for number, extra in enumerate(written):
+        it = request(f"r{number}", 10, 400)
+        it.sampling_params.extra_args = extra
+        scheduler.add_request(it)
+    ended = []
+    while scheduler.has_requests():
+        ended += step(scheduler, {f"r{number}": 5 for number in range(4)})[0]
+    assert not scheduler._off and ended == ["r3", "r0", "r1", "r2"], ended
+    print(f"liberties: {len(written) - 1} absurd extra_args count as not said")
 
 
 def refused(model):
@@ -276,7 +294,7 @@ def cost(model):
             lengths[f"r{i}"] = 900
             scheduler.add_request(request(f"r{i}", 10, 900, text=f"Question {i}: " + "why " * (i % 30)))
         while json.loads(scheduler._core.status())["scored"] < 256 + waiting:
-            scheduler._core.changed(time.monotonic())
+            scheduler._order(time.monotonic())
             time.sleep(0.01)
         for _ in range(3):
             step(scheduler, lengths)
@@ -294,6 +312,7 @@ if __name__ == "__main__":
     order(model)
     refused(model)
     broken(model)
+    liberties(model)
     published(model)
     seats(model)
     bound(model)

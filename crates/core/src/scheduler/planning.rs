@@ -1,7 +1,7 @@
 //! One step: promote, make room, decode, prefill, admit.
 
 use super::Scheduler;
-use crate::{Plan, Seated, Slice, State, Timestamp, blocks_for};
+use crate::{Plan, Rank, Seated, Slice, State, Timestamp, blocks_for};
 
 /// Waiting requests that admission looks at in one step beyond those it admits.
 const MAX_ADMISSION_SCAN: usize = 64;
@@ -10,6 +10,14 @@ const MAX_ADMISSION_SCAN: usize = 64;
 struct Budget {
     tokens: u32,
     prefill_tokens: u32,
+}
+
+impl Budget {
+    /// Tokens that a request with so many pending ones may process.
+    fn tokens_for(&self, pending_tokens: u32) -> u32 {
+        let limit = if pending_tokens == 1 { self.tokens } else { self.tokens.min(self.prefill_tokens) };
+        pending_tokens.min(limit)
+    }
 }
 
 impl Scheduler {
@@ -25,8 +33,7 @@ impl Scheduler {
         self.promote_starving();
         self.make_room();
         let mut budget = self.decode();
-        self.prefill_running(&mut budget);
-        self.admit(now, &mut budget);
+        self.prefill_and_admit(now, &mut budget);
         self.account_starvation();
         &self.plan
     }
@@ -77,33 +84,31 @@ impl Scheduler {
         Budget { tokens, prefill_tokens }
     }
 
-    /// Continues prefills under way, in order of rank: a long prompt holds up no short one that came to a seat later.
-    fn prefill_running(&mut self, budget: &mut Budget) {
-        let pending = self.running.iter().filter(|&&slot| self.entries[slot].pending_tokens() > 0);
-        let mut ranked: Vec<_> = pending.map(|&slot| (self.rank_of(slot), slot)).collect();
-        ranked.sort_unstable();
-        for (_, slot) in ranked {
-            self.prefill(slot, self.entries[slot].pending_tokens(), budget);
-        }
-    }
-
-    /// Seats waiting requests in order of rank while seats and memory last, even where the budget of this step is
-    /// spent: whoever is next has a right to the seat. Smaller requests may pass a head that memory keeps waiting, but
-    /// not for longer than `max_bypass_s`.
-    fn admit(&mut self, now: Timestamp, budget: &mut Budget) {
+    /// Spends what is left of the step in order of rank, on prefills under way and on waiting requests, which take a seat for
+    /// it while seats and memory last: a long prompt holds up no short one that comes later. Who would get nothing in this
+    /// step stays in the queue, where shorter ones that come meanwhile can pass, unless a seat was cleared for it. Smaller
+    /// requests may pass a head that memory keeps waiting, but not for longer than `max_bypass_s`.
+    fn prefill_and_admit(&mut self, now: Timestamp, budget: &mut Budget) {
         let step = self.plan.step;
-        let mut skipped = 0;
+        let (mut skipped, mut cleared) = (0, self.plan.pause.len());
+        let mut under_way = self.prefills_under_way().into_iter().peekable();
         let mut cursor = self.waiting.first();
         while let Some(place) = cursor {
-            let full = self.running.len() >= self.config.capacity.seats as usize;
-            if full || skipped > MAX_ADMISSION_SCAN {
-                break;
+            let on_seat = self.entries[place.slot].rank_on_seat(&*self.policy, &self.estimates);
+            while let Some((_, slot)) = under_way.next_if(|&(rank, _)| rank < on_seat) {
+                self.prefill(slot, self.entries[slot].pending_tokens(), budget);
             }
+            let full = self.running.len() >= self.config.capacity.seats as usize;
             let entry = &self.entries[place.slot];
             let (need_blocks, pending_tokens) = (entry.context_blocks(), entry.pending_tokens());
+            let unserved = budget.tokens_for(pending_tokens) == 0;
+            if full || (unserved && cleared == 0) || skipped > MAX_ADMISSION_SCAN {
+                break;
+            }
             if entry.paused_at_step == step {
                 skipped += 1;
             } else if self.kv.admits(need_blocks) {
+                cleared = cleared.saturating_sub(usize::from(unserved));
                 self.seat(place.slot, need_blocks);
                 self.prefill(place.slot, pending_tokens, budget);
             } else if self.may_bypass(now, place.slot) {
@@ -113,6 +118,17 @@ impl Scheduler {
             }
             cursor = self.waiting.iter_after(place.rank).next().copied();
         }
+        for (_, slot) in under_way {
+            self.prefill(slot, self.entries[slot].pending_tokens(), budget);
+        }
+    }
+
+    /// Requests on a seat whose context is not computed yet, in order of rank.
+    fn prefills_under_way(&self) -> Vec<(Rank, usize)> {
+        let pending = self.running.iter().filter(|&&slot| self.entries[slot].pending_tokens() > 0);
+        let mut ranked: Vec<_> = pending.map(|&slot| (self.rank_of(slot), slot)).collect();
+        ranked.sort_unstable();
+        ranked
     }
 
     /// Whether requests behind this one may start before it although it is its turn.
@@ -154,9 +170,7 @@ impl Scheduler {
 
     /// Lets a request process up to `pending_tokens`, as far as the budget allows.
     fn prefill(&mut self, slot: usize, pending_tokens: u32, budget: &mut Budget) {
-        let limit =
-            if pending_tokens == 1 { budget.tokens } else { budget.tokens.min(budget.prefill_tokens) };
-        let tokens = pending_tokens.min(limit);
+        let tokens = budget.tokens_for(pending_tokens);
         if tokens == 0 {
             return;
         }

@@ -36,7 +36,8 @@ def make(**arguments):
     from outrank_vllm.scheduler import ordered
 
     limits = config.scheduler_config
-    core = Core(json.dumps(settings), getattr(limits, "max_num_active_seqs", None) or limits.max_num_seqs)
+    seats = getattr(limits, "max_num_active_seqs", None) or limits.max_num_seqs
+    core = Core(json.dumps(settings), seats, not config.model_config.skip_tokenizer_init)
     config.scheduler_config.policy = "priority"
     return ordered(stock)(core, **arguments)
 

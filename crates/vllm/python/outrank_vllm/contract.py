@@ -15,18 +15,20 @@ METHODS = {
 ATTRIBUTES = ["waiting", "running", "requests", "max_num_running_reqs"]
 #: Waiting requests outside `waiting`, by version; those that exist are ordered too.
 SIDE_QUEUES = ["skipped_waiting", "kv_holding_waiting"]
-#: Attributes that Request.__init__ sets, and properties.
+#: Attributes that Request.__init__ sets, and properties. Read in crates/vllm/src/python.rs, as is what follows.
 REQUEST = ["request_id", "priority", "arrival_time", "prompt_token_ids", "num_prompt_tokens", "num_output_tokens",
            "max_tokens", "status", "sampling_params"]  # fmt: skip
 #: Fields of SchedulerOutput that are read.
 OUTPUT = ["scheduled_new_reqs", "scheduled_cached_reqs", "num_scheduled_tokens", "total_num_scheduled_tokens",
           "preempted_req_ids"]  # fmt: skip
-STATUSES = ["RUNNING", "FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED"]
+#: Fields of NewRequestData and of CachedRequestData.
+NEW, CACHED = ["req_id"], ["resumed_req_ids"]
+STATUSES = ["FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED"]
 
 
 def missing_at_runtime(stock):
     """What the installed vLLM lacks, in words; `stock` is its scheduler class."""
-    from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
+    from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
     from vllm.v1.core.sched.request_queue import PriorityRequestQueue
     from vllm.v1.request import RequestStatus
 
@@ -35,11 +37,10 @@ def missing_at_runtime(stock):
         method = getattr(stock, name, None)
         if method is None or list(inspect.signature(method).parameters)[1 : len(wanted) + 1] != wanted:
             missing.append(f"Scheduler.{name}({', '.join(wanted)})")
-    missing += [f"RequestStatus.{name}" for name in STATUSES if not hasattr(RequestStatus, name)]
-    fields = SchedulerOutput.__dataclass_fields__
-    missing += [f"SchedulerOutput.{name}" for name in OUTPUT if name not in fields]
-    if "resumed_req_ids" not in CachedRequestData.__dataclass_fields__:
-        missing.append("CachedRequestData.resumed_req_ids")
+    read = {RequestStatus: STATUSES, SchedulerOutput: OUTPUT, NewRequestData: NEW, CachedRequestData: CACHED}
+    for cls, names in read.items():
+        there = {*dir(cls), *getattr(cls, "__dataclass_fields__", ())}
+        missing += [f"{cls.__name__}.{name}" for name in names if name not in there]
     if not hasattr(PriorityRequestQueue(), "_heap"):
         missing.append("PriorityRequestQueue._heap")
     return missing
