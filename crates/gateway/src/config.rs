@@ -190,7 +190,7 @@ impl Default for GatewayConfig {
             batch_delay_s: 60.0,
             affinity: Affinity::None,
             max_queue_requests: 1024,
-            max_wait: Duration::from_secs(60),
+            max_wait: Duration::from_secs(600),
             request_timeout: Duration::from_secs(600),
             connect_timeout: Duration::from_secs(2),
             first_byte_timeout: Duration::from_secs(300),

@@ -91,9 +91,6 @@ pub enum ShippedError {
 pub fn shipped_config() -> TrainConfig {
     TrainConfig {
         all: true,
-        // Not chosen by cross-validation: the encoder has read these traces, so that a family left out is not unseen to it,
-        // and the least weight on everything else would look best.
-        penalties: vec![16.0],
         licence: LICENCE.into(),
         command: COMMAND.into(),
         ..TrainConfig::default()

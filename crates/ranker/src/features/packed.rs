@@ -19,7 +19,7 @@ use super::{BUCKETS, DIMENSIONS};
 
 /// Version of the features and of how they are packed. It changes, with that of the ranker file, whenever an index or a
 /// value means something else.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Longest packed text, in bytes. English prose of as many bytes as are read needs less than half of it.
 pub const MAX_PACKED_BYTES: usize = 48 << 10;
