@@ -78,9 +78,9 @@ reality-plugin: build ## the simulator against the plug-in's runs in vLLM (resul
 reality-cpu: build model ## the simulator against the embedded engine (six minutes, alone on the machine)
 	python3 scripts/reality_cpu.py --outrank $(OUTRANK) --trace $(TRACE) --out results/cpu
 
-ranker-table: build ## how well the ranker orders the traces of DATA=DIR, into docs/ranker.md; APART=PROGRAM: bench/encoder/README.md (needs scikit-learn; an hour)
-	@test -n "$(DATA)" -a -n "$(APART)" || { echo "usage: make ranker-table DATA=DIR APART=PROGRAM (DIR with length/; PROGRAM: bench/encoder/README.md)" >&2; exit 2; }
-	python3 scripts/ranker.py --outrank $(OUTRANK) --apart $(APART) --data $(DATA) --out docs/ranker.md $(if $(RESULTS),--results $(RESULTS))
+ranker-table: build ## how well the ranker orders the traces of DATA=DIR, into docs/ranker.md (needs scikit-learn; an hour)
+	@test -n "$(DATA)" || { echo "usage: make ranker-table DATA=DIR (with length/)" >&2; exit 2; }
+	python3 scripts/ranker.py --outrank $(OUTRANK) --data $(DATA) --out docs/ranker.md $(if $(RESULTS),--results $(RESULTS))
 
 simulated: build ## every policy on held-out traffic of DATA=DIR, into docs/simulated.md (a quarter of an hour)
 	@test -n "$(DATA)" || { echo "usage: make simulated DATA=DIR (with length/ and arrivals/)" >&2; exit 2; }

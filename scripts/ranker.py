@@ -31,8 +31,6 @@ OWN = Path(__file__).parent.parent / "traces" / "estimated-lengths.jsonl.gz"
 FAMILIES = {"alpaca": "alpaca", "halueval": "alpaca", "mmlupro": "mmlupro", "mixed": "mixed"}
 # Shares prompts with many: in no prior.
 IN_NO_PRIOR = "mixed"
-# The family for which the program has an encoder that never saw it: the one that ships saw its learned part.
-APART = "mmlupro"
 # Rows that a family brings to a prior, so that no big one drowns the others.
 PRIOR_ROWS = 3000
 SIZES = [30, 100, 300, 1000, 3000, 10_000]
@@ -195,7 +193,6 @@ def table(head, rows):
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--outrank", required=True)
-    args.add_argument("--apart", required=True, help="the same program with an encoder that never saw mmlupro (bench/encoder/README.md)")
     args.add_argument("--data", required=True)
     args.add_argument("--out", required=True)
     args.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 3))
@@ -204,31 +201,29 @@ def main():
     results = Results(args.results)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
         bench = Bench(args.outrank, args.data, folder)
-        apart = Bench(args.apart, args.data, Path(folder) / APART)
-        bench_of = lambda name: apart if family(name) == APART else bench
         priors = {}
         lock = {family(name): threading.Lock() for name in bench.names}
 
         def prior_of(name):
             with lock[family(name)]:
                 if family(name) not in priors:
-                    priors[family(name)] = bench_of(name).prior(family(name))
+                    priors[family(name)] = bench.prior(family(name))
             return priors[family(name)]
 
         held_out_of = lambda name, *more: ("eval", "--held-out", "--trace", bench.data / f"{name}.jsonl.gz", "--ranker", prior_of(name), *more)
         work = {
-            "alone": lambda name: bench_of(name).train(name, "none"),
-            "helped": lambda name: bench_of(name).train(name, prior_of(name)),
-            "curve": lambda name, size, prior: bench_of(name).train(name, "none" if prior == "none" else prior_of(name), size),
-            "cold": lambda name: bench_of(name).run(*held_out_of(name)),
-            "adapting": lambda name, seed: bench_of(name).run(*held_out_of(name, "--adaptation", "--seed", seed)),
-            "scored": lambda name, how: bench_of(name).scored(name, how),
-            "drift": lambda name: bench_of(name).drift(name),
+            "alone": lambda name: bench.train(name, "none"),
+            "helped": lambda name: bench.train(name, prior_of(name)),
+            "curve": lambda name, size, prior: bench.train(name, "none" if prior == "none" else prior_of(name), size),
+            "cold": lambda name: bench.run(*held_out_of(name)),
+            "adapting": lambda name, seed: bench.run(*held_out_of(name, "--adaptation", "--seed", seed)),
+            "scored": lambda name, how: bench.scored(name, how),
+            "drift": lambda name: bench.drift(name),
             "floor": lambda name, size: floor(bench.split(name)[0][:size], bench.split(name)[1]),
         }
         start = lambda kind, *args: pool.submit(results.get, kind, work[kind], *args)
         helped = {name: start("helped", name) for name in bench.names}
-        alone = {name: start("alone", name) for name in bench.names if family(name) != APART or name in CURVES}
+        alone = {name: start("alone", name) for name in bench.names}
         drifting = {name: start("drift", name) for name in DRIFTING}
         compared = {(name, how): start("scored", name, how) for name in COMPARED for how in OBJECTIVES + CLASSES}
         cold = {name: start("cold", name) for name in LEFT_OUT}
@@ -325,7 +320,7 @@ def further(compared, drifting):
 
 INTRODUCTION = """# How well the ranker ranks
 
-Made by `make ranker-table DATA=DIR APART=PROGRAM`. Kendall tau-b on held-out prompts, a fifth of each trace by the hash of the
+Made by `make ranker-table DATA=DIR`. Kendall tau-b on held-out prompts, a fifth of each trace by the hash of the
 prompt. Floor: ridge regression on hashed word 1-2-grams and four surface features. Alone: one linear ranker a trace (hashed word
 1-2-grams, character 4-grams, opening and closing words, surface facts, the guess of the encoder; ridge, then ListMLE with early
 stopping by cross-validation). With a prior: the same, mixed with a ranker that learned from our own prompts with estimated lengths
@@ -336,12 +331,11 @@ CPU cores). Within 80 %: share of answers whose length lies in the interval that
 a prompt on one thread, mean and 99th percentile, while other work ran on both cores. Traces whose licence keeps them out of what
 ships are in these tables only.
 
-What the encoder has seen (bench/encoder): the learned part of alpaca-libre, arenahard, chatdoctor, gpteacher, ifbench, mifeval and
-mmlupro, and our own prompts; no held-out prompt, but from the held-out labels of each of these families one number, by how much
-its guesses on learned prompts had to be made worse so that no trainer believes it too much. flask, instructionwild,
-alpaca-davinci003 and halueval it has never seen (0.1 % of davinci003's and instructionwild's prompts stand in what it has). Of mixed it
-has seen no length, but 69 % of the learned prompts, and none of the held-out ones, through the traces that mixed was made of. The rows of mmlupro come from a build whose encoder has never seen mmlupro
-(PROGRAM). So a family left out is left out of everything in the rows of flask, instructionwild and mmlupro.
+What the encoder has seen (bench/encoder): the learned part of alpaca-libre, arenahard, chatdoctor, gpteacher, ifbench, mifeval, and of
+mixed what is from oasst, gpteacher and chatdoctor, and our own prompts; no held-out prompt, and each learned prompt was judged by a teacher that
+had not seen it. flask, instructionwild, alpaca-davinci003, halueval and mmlupro it has never seen (0.1 % of davinci003's and
+instructionwild's prompts stand in what it has). So a family left out is left out of everything in the rows of flask, instructionwild
+and mmlupro.
 
 How far to trust it: the ranker's features and settings were chosen on inner validation, over about 40 tried, but the sweep
 printed held-out figures too, so whoever chose had seen them. The rule by which a prior is mixed in was chosen on 19 of these

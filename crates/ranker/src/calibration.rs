@@ -6,7 +6,7 @@
 //! straight line of least squares, so that the curve rises strictly and keeps every order of scores.
 //!
 //! How far the truth strays is measured on requests that the curve was not fitted to either (cross-fitting: as many curves as
-//! [`PARTS`], each without one part), and the share of an interval is taken of one request more than there were, as in conformal
+//! `PARTS`, each without one part), and the share of an interval is taken of one request more than there were, as in conformal
 //! prediction (Lei et al., "Distribution-Free Predictive Inference for Regression", JASA 2018): with few requests a
 //! curve comes closer to them than to those to come.
 

@@ -89,12 +89,7 @@ pub enum ShippedError {
 
 /// The settings of the shipped ranker: it learns from all rows.
 pub fn shipped_config() -> TrainConfig {
-    TrainConfig {
-        all: true,
-        licence: LICENCE.into(),
-        command: COMMAND.into(),
-        ..TrainConfig::default()
-    }
+    TrainConfig { all: true, licence: LICENCE.into(), command: COMMAND.into(), ..TrainConfig::default() }
 }
 
 /// Makes the shipped ranker from the traces of [`SOURCES`], each in one of `folders` or in its `length/`.

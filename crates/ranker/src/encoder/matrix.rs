@@ -72,8 +72,7 @@ impl Linear {
             let few = part.chunks_exact(FEW_ROWS * self.inputs);
             let rest = few.remainder();
             let left = first + (part.len() - rest.len()) / self.inputs;
-            few.enumerate()
-                .for_each(|(few, x)| self.rows::<FEW_ROWS>(x, first + few * FEW_ROWS, &mut write));
+            few.enumerate().for_each(|(few, x)| self.rows::<FEW_ROWS>(x, first + few * FEW_ROWS, &mut write));
             rest.chunks(self.inputs)
                 .enumerate()
                 .for_each(|(row, x)| self.rows::<1>(x, left + row, &mut write));

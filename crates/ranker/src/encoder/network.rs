@@ -83,7 +83,9 @@ fn convolve(norm_of: &Norm, taps: &[f32], scratch: &mut Scratch) {
         for (tap, by) in taps.chunks_exact(width).enumerate() {
             if let Some(from) = (row + tap).checked_sub(reach).filter(|&from| from < rows) {
                 let from = &normed[from * width..(from + 1) * width];
-                to.iter_mut().zip(from.iter().zip(by)).for_each(|(to, (&a, &b))| *to = multiply_add(a, b, *to));
+                to.iter_mut()
+                    .zip(from.iter().zip(by))
+                    .for_each(|(to, (&a, &b))| *to = multiply_add(a, b, *to));
             }
         }
     }
@@ -215,7 +217,8 @@ fn softmax<const N: usize>(scores: &mut [f32x16], places: usize) -> [f32; N] {
     for block in scores.chunks_exact(N) {
         largest.iter_mut().zip(block).for_each(|(largest, &score)| *largest = largest.fast_max(score));
     }
-    let largest = largest.map(|lanes| f32x16::splat(lanes.as_array().iter().fold(f32::MIN, |a, &b| a.max(b))));
+    let largest =
+        largest.map(|lanes| f32x16::splat(lanes.as_array().iter().fold(f32::MIN, |a, &b| a.max(b))));
     let mut sums = [f32x16::ZERO; N];
     for block in scores.chunks_exact_mut(N) {
         for ((score, largest), sum) in block.iter_mut().zip(largest).zip(&mut sums) {
