@@ -142,7 +142,7 @@ fn the_journal_keeps_features_unless_told_not_to() {
         assert_eq!(gateway.stop().0, Some(0));
         let journal = std::fs::read_to_string(dir.path().join("j.jsonl")).unwrap();
         assert!(
-            journal.contains("\"output_tokens\":") && journal.contains("\"features\":\"3:") == said,
+            journal.contains("\"output_tokens\":") && journal.contains("\"features\":\"4:") == said,
             "{journal}"
         );
     }

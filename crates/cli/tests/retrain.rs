@@ -143,7 +143,7 @@ fn failed_requests_are_left_out_and_those_that_clients_left_are_censored() {
 fn a_journal_that_cannot_be_judged_by_is_refused_with_what_is_missing() {
     let dir = tempfile::tempdir().unwrap();
     file(dir.path(), "short.jsonl", &journal(100));
-    let other = journal(300).replacen("\"features\":\"3:", "\"features\":\"1:", 1);
+    let other = journal(300).replacen("\"features\":\"4:", "\"features\":\"1:", 1);
     file(dir.path(), "other.jsonl", &other);
     file(dir.path(), "good.jsonl", &journal(300));
     for (args, code, words) in [

@@ -154,7 +154,7 @@ mod tests {
             }
         }
         let learned = learned.expect("there is something to learn");
-        assert!(learned.tau_b > 0.4 && learned.tau_b > learned.prior_tau_b + 0.2, "{learned:?}");
+        assert!(learned.tau_b > 0.4 && learned.tau_b > learned.prior_tau_b + 0.15, "{learned:?}");
         let median =
             |word: &str| learned.ranker.score(&format!("Please treat the {word} of item 7.")).median_tokens();
         assert!((20.0..80.0).contains(&median("glorp")), "{}", median("glorp"));

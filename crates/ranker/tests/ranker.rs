@@ -119,7 +119,7 @@ fn beside(prior_order: fn(usize) -> usize, count: usize) -> [f64; 4] {
 #[test]
 fn a_small_trace_keeps_what_its_prior_knows() {
     let [found, cold, alone, share] = beside(|rank| rank, 30);
-    assert!(found > cold - 0.03 && found > alone + 0.2, "{found} {cold} {alone}");
+    assert!(found > cold - 0.06 && found > alone + 0.2, "{found} {cold} {alone}");
     assert!(share > 0.5, "{share}");
 }
 

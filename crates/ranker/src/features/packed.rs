@@ -206,7 +206,7 @@ mod tests {
         let other = text.replacen(&format!("{VERSION}:"), "1:", 1);
         assert_eq!(unpack(&other), Err(PackedError::Version { found: 1 }));
         assert!(unpack(&other).unwrap_err().to_string().contains("version 1"));
-        for damaged in ["", "AAAA", "x:AAAA", "3:", "3:AAAA", &text[..text.len() - 3], &format!("{text}A")] {
+        for damaged in ["", "AAAA", "x:AAAA", "4:", "4:AAAA", &text[..text.len() - 3], &format!("{text}A")] {
             assert!(matches!(unpack(damaged), Err(PackedError::Damaged(_))), "{damaged}");
         }
     }
