@@ -139,8 +139,14 @@ fn the_journal_keeps_features_unless_told_not_to() {
         file(dir.path(), "outrank.toml", &settings);
         let gateway = Gateway::start(dir.path(), &["--journal", "j.jsonl"]);
         assert_eq!(ask(&gateway.url, "none", "say it twice").0, 200);
+        // The line is written beside the answer: on a busy machine a moment after the client has it.
+        let written = || std::fs::read_to_string(dir.path().join("j.jsonl")).unwrap_or_default();
+        let began = std::time::Instant::now();
+        while !written().ends_with('\n') && began.elapsed() < std::time::Duration::from_secs(10) {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
         assert_eq!(gateway.stop().0, Some(0));
-        let journal = std::fs::read_to_string(dir.path().join("j.jsonl")).unwrap();
+        let journal = written();
         assert!(
             journal.contains("\"output_tokens\":") && journal.contains("\"features\":\"4:") == said,
             "{journal}"
