@@ -88,10 +88,12 @@ impl Replay {
     }
 }
 
-/// What a token of prompt and of output costs: the least squares of the service times over the two lengths.
+/// What a token of prompt and of output costs: the least squares of the service times over the two lengths, a prompt's token at
+/// most as dear as an output's, since prompts are read many tokens at a time.
 ///
 /// Not what each request took itself: a host that was slow for a while, for whatever reason, was slow for those who ran then, and a
-/// replay that kept their times would hold the slowness against whoever it puts first.
+/// replay that kept their times would hold the slowness against whoever it puts first. Without the bound, noise in the times of
+/// answers of one length can give all to the prompts, and a policy that goes by seconds of output is left with nothing to go by.
 fn costs_of(served: &[Served]) -> ServiceModel {
     /// Deadlines must not all fall together where nothing took any time.
     const LEAST_S: f64 = 1e-9;
@@ -101,18 +103,20 @@ fn costs_of(served: &[Served]) -> ServiceModel {
     let (pp, po, oo) = (sum(&|p, _, _| p * p), sum(&|p, o, _| p * o), sum(&|_, o, _| o * o));
     let (ps, os) = (sum(&|p, _, s| p * s), sum(&|_, o, s| o * s));
     let determinant = pp * oo - po * po;
-    let (mut prefill_s, mut decode_s) =
-        ((ps * oo - os * po) / determinant, (os * pp - ps * po) / determinant);
-    // Lengths that go together cannot be told apart, and no token takes less than no time: then the other explains all.
+    // Lengths that go together cannot be told apart: then the output explains all.
     let told_apart = determinant > 1e-9 * pp * oo;
-    if oo > 0.0 && (!told_apart || prefill_s < 0.0) {
-        (prefill_s, decode_s) = (0.0, os / oo);
-    } else if pp > 0.0 && (!told_apart || decode_s < 0.0) {
-        (prefill_s, decode_s) = (ps / pp, 0.0);
-    } else if !told_apart {
-        (prefill_s, decode_s) = (0.0, 0.0);
-    }
-    ServiceModel { decode_s: decode_s.max(LEAST_S), prefill_s }
+    let free = if told_apart { (ps * oo - os * po) / determinant } else { 0.0 };
+    let decode_at = |prefill_s: f64| (os - prefill_s * po) / oo;
+    let (prefill_s, decode_s) = if oo > 0.0 && free <= 0.0 {
+        (0.0, decode_at(0.0))
+    } else if oo > 0.0 && free <= decode_at(free) {
+        (free, decode_at(free))
+    } else {
+        let both = (ps + os) / (pp + 2.0 * po + oo);
+        (both, both)
+    };
+    // Without any token all is 0 / 0, which `max` leaves out.
+    ServiceModel { decode_s: decode_s.max(LEAST_S), prefill_s: prefill_s.max(0.0) }
 }
 
 /// Seconds that all wait together.
@@ -298,10 +302,28 @@ mod tests {
             (0.0, 18.0),
             "long prompts cost less than nothing"
         );
-        assert_eq!(costs(&[(10, 100, 0.1), (20, 50, 0.4)]), (18.0, 0.0), "long answers do");
-        assert_eq!(costs(&[(10, 0, 1.0)]), (100.0, 0.0), "no output at all");
+        // 0.011 + 0.028 over 110² + 70² tokens.
+        let both = (2.294, 2.294);
+        assert_eq!(costs(&[(10, 100, 0.1), (20, 50, 0.4)]), both, "long answers cost less than nothing");
+        assert_eq!(costs(&[(10, 0, 1.0)]), (100.0, 100.0), "no output at all");
         assert_eq!(costs(&[(0, 0, 0.0)]), (0.0, 0.0));
         assert_eq!(costs(&[]), (0.0, 0.0));
+    }
+
+    #[test]
+    fn one_that_was_held_up_leaves_the_others_an_order_to_replay() {
+        // All answers have one length, so the one slow request, whose prompt is longer, would make all the prompts' cost.
+        let one = burst(&[1.0], false)[0];
+        let served = (0..40).map(|nth| Served {
+            arrival: one.arrival + std::time::Duration::from_millis(nth),
+            service_s: if nth == 0 { 0.06 } else { 0.006 },
+            prompt_tokens: if nth == 0 { 2 } else { 1 },
+            output_tokens: 3,
+            score: Score::new(if nth % 2 == 0 { 900.0 } else { 4.0 }, 0.3).ok(),
+            ..one
+        });
+        let saved = replay("outrank", 1).saved_s(served.collect()).unwrap();
+        assert_ne!(saved, 0.0, "as if all had come in order");
     }
 
     #[test]
