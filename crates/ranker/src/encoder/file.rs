@@ -20,7 +20,7 @@ use crate::file::{halves, take, take_u32};
 const MAGIC: &[u8; 8] = b"OUTRANKE";
 const VERSION: u32 = 2;
 /// Places whose values a convolution sums: two before and two after its own.
-const TAPS: usize = 5;
+pub(super) const TAPS: usize = 5;
 const CHECKSUM_BYTES: usize = 32;
 const TRUNCATED: &str = "truncated";
 
@@ -34,8 +34,8 @@ pub(super) struct Norm {
 /// How a layer brings the places of a text together.
 #[derive(Debug)]
 pub(super) enum Mixing {
-    /// A depthwise convolution: a row a tap.
-    Neighbours { taps: Vec<f32> },
+    /// A depthwise convolution: its taps, for each number of a place.
+    Neighbours { taps: Vec<[f32; TAPS]> },
     /// Self-attention.
     Attention { queries_keys_values: Linear, out: Linear },
 }
@@ -89,7 +89,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Vec<u32>, Weights), &'static str> {
     if version != VERSION as usize {
         return Err("another version");
     }
-    if ![width, inner, hidden].iter().all(|size| size.is_multiple_of(LANES))
+    if ![width, inner, hidden, 2 * half].iter().all(|size| size.is_multiple_of(LANES))
         || heads > LANES
         || pieces > usize::from(u16::MAX)
     {
@@ -144,7 +144,9 @@ impl<'a> Rest<'a> {
         Ok(Layer {
             mixing_norm: self.norm(width)?,
             mixing: if convolution {
-                Mixing::Neighbours { taps: self.halves(TAPS * width)? }
+                let rows = self.halves(TAPS * width)?;
+                let taps = |index| std::array::from_fn(|tap| rows[tap * width + index]);
+                Mixing::Neighbours { taps: (0..width).map(taps).collect() }
             } else {
                 Mixing::Attention {
                     queries_keys_values: self.linear(width, 3 * width)?,

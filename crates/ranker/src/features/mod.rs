@@ -89,7 +89,7 @@ impl Scratch {
         let (context, request) = text.rsplit_once(CONTEXT_END).unwrap_or(("", text));
         let (head, tail) = head_and_tail(request);
         let context = last_bytes(context, MAX_CONTEXT_BYTES);
-        self.entries.clear(2 * (head.len() + tail.len()).max(context.len()) + 64);
+        self.entries.clear();
         self.words.clear();
         let mut counts = Counts::default();
         scan::scan(head, &mut self.words, &mut self.entries, &mut counts);
@@ -170,9 +170,7 @@ impl Scratch {
             return;
         }
         self.words.clear();
-        let mut unused = Entries::default();
-        unused.clear(2 * context.len());
-        scan::scan(context, &mut self.words, &mut unused, &mut Counts::default());
+        scan::scan(context, &mut self.words, &mut Entries::default(), &mut Counts::default());
         for word in &self.words {
             self.entries.add(group::CONTEXT, class_of(word));
         }
@@ -248,17 +246,11 @@ mod tests {
     fn case_and_white_space_change_no_word() {
         let words = |text: &str| {
             let mut words = Vec::new();
-            scan::scan(text, &mut words, &mut fresh(), &mut Counts::default());
+            scan::scan(text, &mut words, &mut Entries::default(), &mut Counts::default());
             words.iter().map(|word| word.hash).collect::<Vec<_>>()
         };
         assert_eq!(words("Write  a\nPOEM"), words("write a poem"));
         assert_eq!(words("日本の").len(), 3, "each character of a script without spaces is a word");
-    }
-
-    fn fresh() -> Entries {
-        let mut entries = Entries::default();
-        entries.clear(100);
-        entries
     }
 
     #[test]

@@ -43,19 +43,19 @@ pub(super) struct Counts {
 /// Reads `text`, appending words, character 4-grams (one space between words) and counts.
 pub(super) fn scan(text: &str, words: &mut Vec<Word>, grams: &mut Entries, counts: &mut Counts) {
     let mut word = Open::default();
-    let mut window = [u64::from(b' '); 4];
+    let mut window = Window::new();
     let mut sentence = true;
     for c in text.chars() {
         counts.chars += 1;
-        let lower = if c.is_ascii() { c.to_ascii_lowercase() } else { fold(c) };
-        let wide = is_wide(c);
+        let (lower, wide) =
+            if c.is_ascii() { (c.to_ascii_lowercase(), false) } else { (fold(c), is_wide(c)) };
         if lower.is_alphanumeric() || lower == '\'' && word.length > 0 {
             count_letter(c, wide, counts);
             if wide {
                 word.close(words, &mut sentence);
             }
             word.push(lower);
-            gram(&mut window, lower, grams);
+            window.push(lower, grams);
             if wide {
                 word.close(words, &mut sentence);
             }
@@ -63,27 +63,44 @@ pub(super) fn scan(text: &str, words: &mut Vec<Word>, grams: &mut Entries, count
         }
         if word.length > 0 {
             word.close(words, &mut sentence);
-            gram(&mut window, ' ', grams);
+            window.push(' ', grams);
         }
         count_other(c, counts);
         if !c.is_whitespace() {
-            gram(&mut window, lower, grams);
+            window.push(lower, grams);
         }
         sentence |= matches!(c, '\n' | '.' | '!' | '?' | ':' | ';' | '。' | '？' | '！');
     }
     if word.length > 0 {
         word.close(words, &mut sentence);
-        gram(&mut window, ' ', grams);
+        window.push(' ', grams);
     }
 }
 
-/// Shifts a character in and appends the 4-gram that ends with it.
-#[inline]
-fn gram(window: &mut [u64; 4], c: char, grams: &mut Entries) {
-    window.rotate_left(1);
-    window[3] = u64::from(c as u32);
-    let three = hash::pair(hash::pair(window[0], window[1]), window[2]);
-    grams.add(group::CHARS, hash::pair(three, window[3]));
+/// Hashes of the last one, two and three characters.
+struct Window {
+    one: u64,
+    two: u64,
+    three: u64,
+}
+
+impl Window {
+    /// Nothing but spaces.
+    fn new() -> Self {
+        let one = u64::from(b' ');
+        let two = hash::pair(one, one);
+        Self { one, two, three: hash::pair(two, one) }
+    }
+
+    /// Shifts a character in and appends the 4-gram that ends with it.
+    #[inline]
+    fn push(&mut self, c: char, grams: &mut Entries) {
+        let c = u64::from(c as u32);
+        grams.add(group::CHARS, hash::pair(self.three, c));
+        self.three = hash::pair(self.two, c);
+        self.two = hash::pair(self.one, c);
+        self.one = c;
+    }
 }
 
 #[derive(Default)]
@@ -102,10 +119,7 @@ impl Open {
         }
         self.hash = hash::push(self.hash, c);
         self.length += 1;
-        self.number = match (self.number, c.to_digit(10)) {
-            (Some(value), Some(digit)) => Some(value * 10.0 + digit as f32),
-            _ => None,
-        };
+        self.number = self.number.and_then(|value| Some(value * 10.0 + c.to_digit(10)? as f32));
     }
 
     #[inline]
