@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use common::{FakeServer, FakeState, fails, file, json, outrank, run};
+use common::{FakeServer, FakeState, fails, file, json, outrank, run, without_settings};
 use serde_json::json;
 
 /// A running gateway; it is killed with its test.
@@ -21,7 +21,11 @@ struct Gateway {
 
 impl Gateway {
     fn start(dir: &Path, args: &[&str]) -> Self {
-        let mut child = outrank(dir, &[&["serve", "--json", "--port", "0"][..], args].concat())
+        Self::of(&mut outrank(dir, &[&["serve", "--json", "--port", "0"][..], args].concat()))
+    }
+
+    fn of(command: &mut Command) -> Self {
+        let mut child = command
             .env("OUTRANK_LOG", "trace")
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -187,6 +191,23 @@ fn a_gateway_that_is_stopped_right_after_its_answers_writes_all_their_lines_firs
     assert_eq!(gateway.child.wait().unwrap().code(), Some(0), "{}", log.join().unwrap());
     let text = disk.join().unwrap();
     assert_eq!(text.lines().filter(|line| line.ends_with('}')).count(), 4, "{} bytes", text.len());
+}
+
+#[test]
+fn a_journal_that_may_grow_no_further_costs_lines_and_nothing_else() {
+    let (dir, upstream) = (tempfile::tempdir().unwrap(), FakeServer::start(FakeState::default()));
+    let script = "ulimit -f 1; exec \"$0\" serve --json --port 0 --upstream \"$1\" --journal j.jsonl";
+    let args = ["-c", script, env!("CARGO_BIN_EXE_outrank"), &upstream.url];
+    let mut limited = without_settings(dir.path(), "bash", &args);
+    let gateway = Gateway::of(&mut limited);
+    for _ in 0..8 {
+        assert_eq!(ask(&gateway.url, "none", "say it twice").0, 200);
+    }
+    let (code, log) = gateway.stop();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("the journal cannot be written"), "{log}");
+    let journal = std::fs::read_to_string(dir.path().join("j.jsonl")).unwrap();
+    assert!(journal.len() <= 1024 && journal.starts_with('{'), "{journal}");
 }
 
 #[test]
