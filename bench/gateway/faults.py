@@ -3,11 +3,13 @@
 usage: python3 bench/gateway/faults.py --outrank BIN [--mode hold]
 
 Two mock upstreams behind one gateway, under load, while one of them misbehaves; then the gateway itself is told to reload and
-to stop. Every request carries a name: each that the client saw answered in full must have been finished by exactly one
+to stop, its disk is full, the wall clock jumps, and clients come over TLS. Every request carries a name: each that the client saw answered in full must have been finished by exactly one
 upstream, and each that was answered must be counted.
 """
 import argparse
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -188,6 +190,170 @@ def sigterm_under_load_finishes_what_was_accepted(site):
     assert code == 0, f"exit code {code}"
 
 
+def metric(site, name):
+    text = harness.ask(site.gateway.port, "/metrics")[2]
+    return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.M))
+
+
+def restart(site, args, flags=(), env=None, binary=None):
+    """Another gateway in the place of the site's."""
+    site.gateway.stop()
+    site.gateway = harness.outrank(site.started, site.folder, binary or args.outrank, site.mocks, args.mode, name="outrank-again",
+                                   flags=[*gateway_flags.bounded(64, 4096), *flags], env=env, body=harness.chat())
+
+
+@check
+def a_disk_that_takes_nothing_costs_the_journal_its_lines_and_nobody_an_answer(site, args):
+    restart(site, args, gateway_flags.journal("/dev/full"))
+    found = site.result(site.load(3))
+    whole(found)
+    finished = site.none_doubled()
+    assert sum(finished.values()) == found["ok"], (sum(finished.values()), found["ok"])
+    assert metric(site, "outrank_journal_errors_total") > 0 and metric(site, "outrank_journal_lines_total") == 0
+    site.gateway.process.send_signal(signal.SIGTERM)
+    assert site.gateway.process.wait(20) == 0
+
+
+@check
+def a_journal_that_may_grow_no_further_keeps_what_it_has_and_nobody_loses_an_answer(site, args):
+    journal = Path(site.folder) / "journal.jsonl"
+    limited = Path(site.folder) / "limited.sh"
+    limited.write_text(f"#!/bin/bash\nulimit -f 16\nexec {Path(args.outrank).resolve()} \"$@\"\n")
+    limited.chmod(0o755)
+    restart(site, args, gateway_flags.journal(journal), binary=limited)
+    found = site.result(site.load(3))
+    whole(found)
+    finished = site.none_doubled()
+    assert sum(finished.values()) == found["ok"], (sum(finished.values()), found["ok"])
+    lines, errors = metric(site, "outrank_journal_lines_total"), metric(site, "outrank_journal_errors_total")
+    assert lines > 0 and errors > 0, (lines, errors)
+    site.gateway.process.send_signal(signal.SIGTERM)
+    assert site.gateway.process.wait(20) == 0, "it ended otherwise than by being told to"
+    kept = journal.read_text().splitlines()
+    # The line that the limit cut is the only torn one.
+    torn = [line for line in kept if not line.endswith("}")]
+    assert len(kept) - len(torn) == lines and len(torn) <= 1, (len(kept), len(torn), lines)
+
+
+JUMPING_CLOCK = r"""
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+/* The wall clock, ahead by the number of seconds in the first eight bytes of a file. */
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    static volatile long *ahead;
+    long result = syscall(SYS_clock_gettime, clock, now);
+    if (clock != CLOCK_REALTIME && clock != CLOCK_REALTIME_COARSE) return result;
+    if (!ahead) {
+        int file = open(getenv("WALL_AHEAD"), O_RDONLY);
+        ahead = mmap(0, 8, PROT_READ, MAP_SHARED, file, 0);
+    }
+    now->tv_sec += *ahead;
+    return result;
+}
+"""
+
+
+@check
+def a_wall_clock_that_jumps_moves_neither_order_nor_time_limits(site, args):
+    folder = Path(site.folder)
+    source, shim, ahead, journal = folder / "clock.c", folder / "clock.so", folder / "ahead", folder / "journal.jsonl"
+    source.write_text(JUMPING_CLOCK)
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", shim, source], check=True)
+    jump = lambda seconds: os.pwrite(file, seconds.to_bytes(8, "little", signed=True), 0)
+    file = os.open(ahead, os.O_CREAT | os.O_RDWR)
+    env = {"LD_PRELOAD": str(shim), "WALL_AHEAD": str(ahead)}
+    try:
+        jump(5000)
+        seen = subprocess.run(["date", "+%s"], env={**os.environ, **env}, capture_output=True, text=True, check=True)
+        assert int(seen.stdout) > time.time() + 4000, "the clock cannot be made to jump here"
+        jump(0)
+        began = time.time()
+        restart(site, args, ["--request-timeout-s", "30", *gateway_flags.journal(journal)], env=env)
+        process = site.load(6, rate=250)
+        for seconds in (-3600, 7200, -86400, 0):
+            time.sleep(1)
+            jump(seconds)
+        found = site.result(process)
+    finally:
+        os.close(file)
+    whole(found)
+    finished = site.none_doubled()
+    assert sum(finished.values()) == found["ok"], (sum(finished.values()), found["ok"])
+    assert found["e2e_ms"]["p99"] < 5000, found["e2e_ms"]
+    assert site.idle() is None
+    site.gateway.process.send_signal(signal.SIGTERM)
+    assert site.gateway.process.wait(20) == 0
+    arrivals = [json.loads(line)["arrival_s"] for line in journal.read_text().splitlines()]
+    assert len(arrivals) >= found["ok"] and began - 1 < min(arrivals) and max(arrivals) < time.time() + 1, (min(arrivals), max(arrivals), began)
+    if args.mode == "stamp":
+        stamps = [entry["priority"] / 1e3 - began for entry in site.log() if entry["priority"] is not None]
+        assert len(stamps) >= found["ok"] and -1 < min(stamps) and max(stamps) < 600, (len(stamps), min(stamps), max(stamps))
+
+
+def certificate(folder, name):
+    """A certificate for this machine that trusts itself, and its key."""
+    cert, key = Path(folder) / f"{name}.pem", Path(folder) / f"{name}.key"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+                    "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", cert], check=True, capture_output=True)
+    return cert, key
+
+
+def curl(url, trusted, tokens, user):
+    body = json.dumps(harness.chat(tokens=tokens, stream=True, user=user))
+    return subprocess.Popen(["curl", "--silent", "--show-error", "--no-buffer", "--max-time", "60", "--noproxy", "*", "--cacert", str(trusted), "-H",
+                             "content-type: application/json", "-d", body, f"{url}/v1/chat/completions"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@check
+def clients_over_tls_are_answered_and_a_new_certificate_cuts_no_stream(site, args):
+    cert, key = certificate(site.folder, "serving")
+    other, other_key = certificate(site.folder, "other")
+    old = Path(site.folder) / "old.pem"
+    old.write_bytes(cert.read_bytes())
+    port = harness.free_port()
+    command = [args.outrank, "serve", "--host", harness.HOST, "--port", port, "--mode", args.mode, "--tls-cert", cert, "--tls-key", key]
+    for mock in site.mocks:
+        command += ["--upstream", mock.url]
+    gateway = harness.Server("outrank-tls", command, port, Path(site.folder) / "tls.log")
+    site.started.append(gateway)
+    url = f"https://localhost:{port}"
+
+    def until(trusted):
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            asked = curl(url, trusted, 4, None)
+            text, why = asked.communicate()
+            if asked.returncode == 0 and text.rstrip().endswith("data: [DONE]"):
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"no answer over TLS: {why}")
+
+    until(cert)
+    refused = curl(url, other, 4, "stranger")
+    assert refused.wait() == 60, "curl took a certificate that it does not trust"
+    plain = subprocess.run(["curl", "--silent", "--noproxy", "*", "--max-time", "10", f"http://localhost:{port}/health/live"], capture_output=True)
+    assert plain.returncode != 0, "plain text was answered"
+    streams = [curl(url, old, 1000, f"tls{number}") for number in range(8)]
+    for stream in streams:
+        assert stream.stdout.readline().startswith("data: ")
+    cert.write_bytes(other.read_bytes())
+    key.write_bytes(other_key.read_bytes())
+    gateway.process.send_signal(signal.SIGHUP)
+    until(other)
+    assert any(stream.poll() is None for stream in streams), "the streams ended before the certificate was new"
+    for stream in streams:
+        text, why = stream.communicate()
+        assert stream.returncode == 0 and text.rstrip().endswith("data: [DONE]"), (stream.returncode, why)
+    finished = site.none_doubled()
+    assert sum(count for user, count in finished.items() if user.startswith("tls")) == 8, finished
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--outrank", type=Path, required=True)
@@ -201,7 +367,7 @@ def main():
             name = function.__name__.replace("_", " ")
             try:
                 site = Site(args, folder, started)
-                function(site)
+                function(site, args) if function.__code__.co_argcount == 2 else function(site)
                 print(f"ok      {name}", flush=True)
             except (Exception, SystemExit) as error:  # every check is reported
                 failed += 1

@@ -4,7 +4,8 @@ usage: .venv/judges/bin/python bench/gateway/upstreams.py --outrank BIN [--mode 
 
 Every answer is counted three times: by the client, by the gateway's header that names the upstream, and by the upstream itself. As
 long as no upstream is killed, the tokens that each says it made are the tokens that clients got of it: nothing lost, nothing
-doubled. Then each kind is killed under load, and comes back.
+doubled. Then each kind is killed while clients read streams of it, and comes back: those streams end with an error that says why, and
+nobody makes a token of them again.
 """
 import argparse
 import asyncio
@@ -25,6 +26,10 @@ SEATS = 2
 # Requests of one round, and how long their answers are, in tokens.
 REQUESTS = 36
 TOKENS = (4, 9, 14, 19)
+# Where an upstream is killed: long enough to be read while that happens.
+LONG_TOKENS = (160, 9, 120, 19)
+# Pieces of a stream that its client has read when its upstream is killed, and those that are still to come, at least.
+READ, TO_COME = 3, 40
 BACK_S = 20.0
 CHECKS = []
 
@@ -69,11 +74,13 @@ class Site:
     def chat(text, tokens):
         return {"model": MODEL, "messages": [{"role": "user", "content": text}], "max_tokens": tokens, "temperature": 0}
 
-    def made(self):
+    def made(self, without=None):
         """Tokens that each upstream says it has made since it was started."""
         names = {"llama": "llamacpp:tokens_predicted_total"}
         found = {}
         for name, server in self.upstreams.items():
+            if name == without:
+                continue
             text = harness.ask(server.port, "/metrics")[2]
             metric = names.get(name, "outrank_generation_tokens_total")
             found[name] = int(float(re.search(rf"^{metric} (\S+)$", text, re.M).group(1)))
@@ -89,12 +96,16 @@ class Site:
             return sum(site["in_flight"] for site in state["upstreams"]) + sum(queue["waiting"] + queue["running"] for queue in state["queues"])
         until("nothing is left in the gateway", lambda: left() == 0)
 
-    def load(self, during=None):
-        """A round of requests, half of them streamed, all at once. For each: upstream, tokens, and what went wrong, if anything did."""
+    def load(self, during=None, lengths=TOKENS):
+        """A round of requests, half of them streamed, all at once. For each: upstream, tokens, and what went wrong, if anything did.
+        `during` sees them as they are."""
+        answers = []
+
         async def one(client, number):
-            tokens = TOKENS[number % len(TOKENS)]
+            tokens = lengths[number % len(lengths)]
             body = {**self.chat(f"Tell me about the number {number}.", tokens), "extra_body": {"ignore_eos": True}}
-            found = {"number": number, "wanted": tokens, "upstream": None, "tokens": 0, "finish": None, "error": None}
+            found = {"number": number, "wanted": tokens, "upstream": None, "tokens": 0, "pieces": 0, "finish": None, "error": None}
+            answers.append(found)
             try:
                 if number % 2:
                     raw = await client.chat.completions.with_raw_response.create(**body)
@@ -107,6 +118,7 @@ class Site:
                 async for chunk in raw.parse():
                     found["finish"] = (chunk.choices[0].finish_reason if chunk.choices else None) or found["finish"]
                     found["tokens"] = chunk.usage.completion_tokens if chunk.usage else found["tokens"]
+                    found["pieces"] += bool(chunk.choices and chunk.choices[0].delta.content)
             except openai.OpenAIError as error:
                 found["error"] = f"{type(error).__name__}: {str(error)[:120]}"
             return found
@@ -115,7 +127,7 @@ class Site:
             client = openai.AsyncOpenAI(base_url=f"{self.gateway.url}/v1", api_key="none", max_retries=0, timeout=120)
             asked = [asyncio.create_task(one(client, number)) for number in range(REQUESTS)]
             if during:
-                await during()
+                await during(answers)
             found = await asyncio.gather(*asked)
             await client.close()
             return found
@@ -180,18 +192,33 @@ def an_answer_is_what_the_upstream_says_without_the_gateway(site):
 
 def killed(name):
     def run(site):
-        async def kill():
-            while not site.state()[name]["in_flight"]:
-                await asyncio.sleep(0.02)
-            await asyncio.sleep(0.3)
+        reading = []
+
+        async def kill(answers):
+            def read(answer):
+                return answer["upstream"] == name and answer["number"] % 2 == 0 and READ <= answer["pieces"] <= answer["wanted"] - TO_COME
+            end = time.monotonic() + BACK_S
+            while not (found := [answer["number"] for answer in answers if read(answer)]):
+                assert time.monotonic() < end, f"no client read a stream of {name}"
+                await asyncio.sleep(0.005)
             site.upstreams[name].process.kill()
-            site.upstreams[name].process.wait()
-        found = site.load(during=kill)
+            reading.extend(found)
+        before = site.made()
+        found = site.load(during=kill, lengths=LONG_TOKENS)
+        site.upstreams[name].process.wait()
         bad = wrong(found)
+        assert set(reading) <= {answer["number"] for answer in bad}, f"of the streams {reading}, which were cut, some look whole: {bad}"
         # A stream that had begun cannot be taken over; there were no more of them than seats. All others were sent again.
-        assert len(bad) <= SEATS and all(answer["upstream"] == name and answer["error"] for answer in bad), bad
-        assert all(answer["number"] % 2 == 0 for answer in bad), f"an answer that had not begun was given up: {bad}"
+        assert len(bad) <= SEATS and all(answer["upstream"] == name and answer["number"] % 2 == 0 for answer in bad), bad
+        for answer in bad:
+            # An event of the stream, which the client raises, and not a connection that ends.
+            assert (answer["error"] or "").startswith("APIError: ") and "upstream" in answer["error"], answer
+            assert answer["pieces"] < answer["wanted"] and answer["finish"] is None, answer
         site.idle()
+        # Those that live made what clients got of them: none of the cut streams was made again.
+        made = {other: tokens - before[other] for other, tokens in site.made(without=name).items()}
+        got = {other: tokens for other, tokens in by_upstream(found).items() if other != name}
+        assert made == got, f"the upstreams made {made}, clients got {got}"
         assert not site.state()[name]["up"], "a dead upstream is said to be up"
         site.restart(name)
         until(f"{name} is up again", lambda: site.state()[name]["up"])
@@ -202,8 +229,9 @@ def killed(name):
         made = {other: tokens - before[other] for other, tokens in site.made().items()}
         assert made == by_upstream(again), f"the upstreams made {made}, clients got {by_upstream(again)}"
         assert by_upstream(again).get(name), f"{name} got nothing to do after it came back"
-        return f"{len(bad)} streams cut of {len(found)}; back: tokens {by_upstream(again)}"
-    run.__name__ = f"{name.replace('-', '_')}_killed_under_load_costs_only_streams_that_had_begun_there_and_comes_back"
+        cut = ", ".join(f"{answer['pieces']} of {answer['wanted']}" for answer in bad)
+        return f"{len(bad)} streams cut of {len(found)} answers, after {cut} pieces: {bad[0]['error']}; back: tokens {by_upstream(again)}"
+    run.__name__ = f"{name.replace('-', '_')}_killed_while_its_streams_are_read_costs_those_alone_and_comes_back"
     return run
 
 

@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::error::usage;
 use crate::host::HostConfig;
 use crate::output::{Output, note};
-use crate::serve::{DEFAULT_PORT, INTERRUPTED, ServeArgs, order, shutdown};
+use crate::serve::{DEFAULT_PORT, INTERRUPTED, ServeArgs, order, outlive_file_limits, shutdown};
 use crate::settings::{EngineSettings, FileSettings, GatewaySettings, Learning, RankerSettings, set};
 
 /// Journal size and number of files, unless said otherwise.
@@ -68,6 +68,7 @@ pub(crate) fn run(args: ServeArgs, file: FileSettings, path: Option<PathBuf>, ou
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("async runtime")?;
     runtime.block_on(async {
+        outlive_file_limits()?;
         let gateway = Gateway::bind(config, predictor).await.map_err(as_usage)?;
         let url = format!("{}://{}", if tls { "https" } else { "http" }, gateway.local_addr());
         note(&format!("gateway to {}, {order}", upstreams.join(", ")));

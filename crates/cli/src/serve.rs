@@ -92,6 +92,7 @@ fn embedded(args: ServeArgs, file: FileSettings, output: &Output) -> Result<()> 
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("async runtime")?;
     runtime.block_on(async {
+        outlive_file_limits()?;
         let mut host = Host::start(&model, config).await?;
         let url = host.url().to_owned();
         let ready = Ready { url: &url, model: &name, policy: &policy, seats, context_tokens };
@@ -129,6 +130,15 @@ fn ready_text(url: &str, model: &str, key: bool) -> String {
          curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' \\\n    \
          -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"What is the capital of France?\"}}]}}'"
     )
+}
+
+/// Has a file that may grow no further (`ulimit -f`) be an error of whoever writes it, as a full disk is; unless somebody listens for
+/// its signal, that ends the process.
+pub(crate) fn outlive_file_limits() -> Result<()> {
+    /// SIGXFSZ, of Linux on all but MIPS.
+    const FILE_LIMIT: i32 = 25;
+    // Once listened for, a signal stays without its default action; nobody needs to hear it.
+    signal(SignalKind::from_raw(FILE_LIMIT)).context("SIGXFSZ").map(drop)
 }
 
 pub(crate) async fn shutdown() -> Result<()> {

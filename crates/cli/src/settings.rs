@@ -139,7 +139,8 @@ settings! {
         /// Waiting requests at most; beyond it clients get 429 and Retry-After [default: 1024]
         #[arg(long, env = "OUTRANK_MAX_QUEUE", value_name = "N", help_heading = "Gateway")]
         max_queue: usize,
-        /// Refuse requests that are likely to wait longer than this, in seconds [default: 600]
+        /// Refuse requests at once, with 429 and Retry-After, that are likely to wait here for longer than this, in seconds, before they
+        /// go to an upstream; who was let in is not cut off for having waited longer. As long as OpenAI's clients wait [default: 600]
         #[arg(long, env = "OUTRANK_MAX_WAIT_S", value_name = "SECONDS", help_heading = "Gateway")]
         max_wait_s: f64,
         /// Seconds that a request may take from arrival to its last byte; clients may ask for less (x-outrank-timeout-ms) [default: 600]

@@ -7,9 +7,10 @@ mod common;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use common::{FakeServer, FakeState, fails, file, json, outrank, run};
+use common::{FakeServer, FakeState, fails, file, json, outrank, run, without_settings};
 use serde_json::json;
 
 /// A running gateway; it is killed with its test.
@@ -20,7 +21,11 @@ struct Gateway {
 
 impl Gateway {
     fn start(dir: &Path, args: &[&str]) -> Self {
-        let mut child = outrank(dir, &[&["serve", "--json", "--port", "0"][..], args].concat())
+        Self::of(&mut outrank(dir, &[&["serve", "--json", "--port", "0"][..], args].concat()))
+    }
+
+    fn of(command: &mut Command) -> Self {
+        let mut child = command
             .env("OUTRANK_LOG", "trace")
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -37,11 +42,20 @@ impl Gateway {
         assert!(sent.success());
     }
 
+    /// Reads what it logs, to its end.
+    fn log(&mut self) -> JoinHandle<String> {
+        let mut stderr = self.child.stderr.take().unwrap();
+        std::thread::spawn(move || {
+            let mut log = String::new();
+            stderr.read_to_string(&mut log).unwrap();
+            log
+        })
+    }
+
     /// Asks it to stop; gives its exit code and all that it logged.
     fn stop(mut self) -> (Option<i32>, String) {
         self.signal("-TERM");
-        let mut log = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        let log = self.log().join().unwrap();
         (self.child.wait().unwrap().code(), log)
     }
 }
@@ -139,19 +153,61 @@ fn the_journal_keeps_features_unless_told_not_to() {
         file(dir.path(), "outrank.toml", &settings);
         let gateway = Gateway::start(dir.path(), &["--journal", "j.jsonl"]);
         assert_eq!(ask(&gateway.url, "none", "say it twice").0, 200);
-        // The line is written beside the answer: on a busy machine a moment after the client has it.
-        let written = || std::fs::read_to_string(dir.path().join("j.jsonl")).unwrap_or_default();
-        let began = std::time::Instant::now();
-        while !written().ends_with('\n') && began.elapsed() < std::time::Duration::from_secs(10) {
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
         assert_eq!(gateway.stop().0, Some(0));
-        let journal = written();
+        let journal = std::fs::read_to_string(dir.path().join("j.jsonl")).unwrap();
         assert!(
             journal.contains("\"output_tokens\":") && journal.contains("\"features\":\"4:") == said,
             "{journal}"
         );
     }
+}
+
+#[test]
+fn a_gateway_that_is_stopped_right_after_its_answers_writes_all_their_lines_first() {
+    let (dir, upstream) = (tempfile::tempdir().unwrap(), FakeServer::start(FakeState::default()));
+    let path = dir.path().join("j.jsonl");
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    // A disk that takes nothing until it is told to: the lines are longer than what a pipe holds by itself.
+    let (go, told) = std::sync::mpsc::channel();
+    let disk = std::thread::spawn({
+        let path = path.clone();
+        move || {
+            let mut pipe = std::fs::File::open(path).unwrap();
+            told.recv().unwrap();
+            let mut text = String::new();
+            pipe.read_to_string(&mut text).unwrap();
+            text
+        }
+    });
+    let args = ["--upstream", &upstream.url, "--journal", "j.jsonl", "--journal-prompts", "--drain-s", "600"];
+    let mut gateway = Gateway::start(dir.path(), &args);
+    let log = gateway.log();
+    let prompt = "x".repeat(60_000);
+    (0..4).for_each(|_| assert_eq!(ask(&gateway.url, "none", &prompt).0, 200));
+    gateway.signal("-TERM");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(gateway.child.try_wait().unwrap(), None, "it left before its lines were written");
+    go.send(()).unwrap();
+    assert_eq!(gateway.child.wait().unwrap().code(), Some(0), "{}", log.join().unwrap());
+    let text = disk.join().unwrap();
+    assert_eq!(text.lines().filter(|line| line.ends_with('}')).count(), 4, "{} bytes", text.len());
+}
+
+#[test]
+fn a_journal_that_may_grow_no_further_costs_lines_and_nothing_else() {
+    let (dir, upstream) = (tempfile::tempdir().unwrap(), FakeServer::start(FakeState::default()));
+    let script = "ulimit -f 1; exec \"$0\" serve --json --port 0 --upstream \"$1\" --journal j.jsonl";
+    let args = ["-c", script, env!("CARGO_BIN_EXE_outrank"), &upstream.url];
+    let mut limited = without_settings(dir.path(), "bash", &args);
+    let gateway = Gateway::of(&mut limited);
+    for _ in 0..8 {
+        assert_eq!(ask(&gateway.url, "none", "say it twice").0, 200);
+    }
+    let (code, log) = gateway.stop();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("the journal cannot be written"), "{log}");
+    let journal = std::fs::read_to_string(dir.path().join("j.jsonl")).unwrap();
+    assert!(journal.len() <= 1024 && journal.starts_with('{'), "{journal}");
 }
 
 #[test]

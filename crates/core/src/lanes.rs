@@ -8,13 +8,17 @@ use crate::{Place, Rank, RankQueue};
 /// OSDI 2024): over any time in which two lanes both wait, what they are served differs by no more than what is in flight,
 /// whatever the sizes of their requests. That is what deficit round robin gives, without a quantum to choose, and a charge that
 /// proves wrong can be corrected at any time. A lane that has been idle starts level with the others: it neither saves up turns
-/// nor pays for what it took while nobody else wanted it. With one lane this is a [`RankQueue`].
+/// nor pays for what it took while nobody else wanted it. It may start behind them by its part of the *credit*, no further than it
+/// is: what it would have free, had it a part of the seats to itself. Without credit, a tenant that asks for less than its share has
+/// to let the others go between any two of its requests that come together. With one lane this is a [`RankQueue`].
 #[derive(Clone, Debug)]
 pub struct Lanes {
     lanes: Vec<Lane>,
     len: usize,
     /// What the lane picked last had been served: where a lane starts after a pause.
     floor: f64,
+    /// Tokens that lanes may be behind when they start after a pause, all together.
+    credit_tokens: f64,
 }
 
 #[derive(Clone, Debug)]
@@ -33,7 +37,7 @@ impl Default for Lane {
 
 impl Default for Lanes {
     fn default() -> Self {
-        Self { lanes: vec![Lane::default()], len: 0, floor: 0.0 }
+        Self { lanes: vec![Lane::default()], len: 0, floor: 0.0, credit_tokens: 0.0 }
     }
 }
 
@@ -59,6 +63,11 @@ impl Lanes {
         lane.weight = if weight.is_finite() { weight.max(1e-6) } else { 1.0 };
     }
 
+    /// Sets the credit, in tokens; at first there is none.
+    pub fn set_credit(&mut self, tokens: f64) {
+        self.credit_tokens = tokens.max(0.0);
+    }
+
     /// The request that goes next, and its lane.
     pub fn first(&self) -> Option<(usize, Place)> {
         let waiting = self.lanes.iter().enumerate().filter(|(_, lane)| !lane.queue.is_empty());
@@ -75,8 +84,10 @@ impl Lanes {
     pub fn insert(&mut self, lane: usize, place: Place) {
         if self.lane(lane).queue.is_empty() {
             let level = self.first().map_or(self.floor, |(first, _)| self.lanes[first].served);
+            let waiting = self.lanes.iter().filter(|lane| !lane.queue.is_empty());
+            let weights: f64 = waiting.map(|lane| lane.weight).sum();
             let lane = &mut self.lanes[lane];
-            lane.served = lane.served.max(level);
+            lane.served = lane.served.max(level - self.credit_tokens / (weights + lane.weight));
         }
         self.lanes[lane].queue.insert(place);
         self.len += 1;
@@ -181,6 +192,44 @@ mod tests {
         (2000..3000).for_each(|number| lanes.insert(1, place(number)));
         let of_second = (0..100).filter(|_| serve(&mut lanes, 100.0) == 1).count();
         assert!((49..=51).contains(&of_second), "{of_second}");
+    }
+
+    #[test]
+    fn a_tenant_that_was_idle_may_be_behind_by_its_part_of_the_credit_and_no_further() {
+        for weight in [1.0, 3.0] {
+            let mut lanes = Lanes::default();
+            lanes.set_credit(2000.0);
+            lanes.set_weight(1, weight);
+            (0..1000).for_each(|number| lanes.insert(0, place(number)));
+            (0..500).for_each(|_| {
+                serve(&mut lanes, 100.0);
+            });
+            (2000..3000).for_each(|number| lanes.insert(1, place(number)));
+            // Its share of 2,000 tokens at once, and then its share of all.
+            let at_once = (20.0 * weight / (1.0 + weight)) as usize;
+            let before_first = (0..100).take_while(|_| serve(&mut lanes, 100.0) == 1).count();
+            assert!((at_once - 1..=at_once + 4).contains(&before_first), "{weight}: {before_first}");
+            let of_second = (0..100).filter(|_| serve(&mut lanes, 100.0) == 1).count();
+            let share = (100.0 * weight / (1.0 + weight)) as usize;
+            assert!((share - 1..=share + 1).contains(&of_second), "{weight}: {of_second}");
+        }
+    }
+
+    #[test]
+    fn pauses_gain_no_more_than_the_credit_once() {
+        let mut lanes = Lanes::default();
+        lanes.set_credit(2000.0);
+        (0..9000).for_each(|number| lanes.insert(0, place(number)));
+        let mut served = [0, 0];
+        // Its queue is empty again and again, but it has had what it has had.
+        for number in 10_000..14_000 {
+            lanes.insert(1, place(number));
+            (0..2).for_each(|_| served[serve(&mut lanes, 100.0)] += 1);
+            if lanes.len_of(1) == 0 {
+                served[serve(&mut lanes, 100.0)] += 1;
+            }
+        }
+        assert!(served[1] <= served[0] + 11, "{served:?}");
     }
 
     #[test]

@@ -23,6 +23,9 @@ const FEW_RUNNING: usize = 64;
 /// Output tokens that a prompt token counts as when tenants are charged.
 const PROMPT_TOKEN_CHARGE: f64 = 0.1;
 
+/// Weight of the newest request in the mean charge.
+const NEWEST_CHARGE_WEIGHT: f64 = 0.02;
+
 /// A policy that an [`OrderBook`] cannot serve.
 #[derive(Clone, PartialEq, Debug, Error)]
 #[error("policy `{0}` needs a host that reports every step, or one that leaves its queue to the scheduler")]
@@ -52,6 +55,8 @@ pub struct OrderBook {
     /// Slots by id; never iterated over.
     slots: HashMap<RequestId, usize, BuildHasherDefault<DefaultHasher>>,
     waiting: Lanes,
+    /// What a tenant is charged for a request, on average; 0 before the first.
+    mean_charge_tokens: f64,
     running: Vec<usize>,
     estimates: Estimates,
     monitor: RankMonitor,
@@ -119,6 +124,7 @@ impl OrderBook {
             entries: Slab::new(),
             slots: HashMap::default(),
             waiting: Lanes::default(),
+            mean_charge_tokens: 0.0,
             running: Vec::new(),
             estimates,
             monitor: RankMonitor::new(monitor),
@@ -203,7 +209,13 @@ impl OrderBook {
             self.overtake_pairs += entry.overtaken_by;
         }
         entry.charged_tokens = predicted_tokens;
-        self.waiting.charge(entry.lane, charge(&entry.request, predicted_tokens));
+        let charge_tokens = charge(&entry.request, predicted_tokens);
+        self.waiting.charge(entry.lane, charge_tokens);
+        let first = self.mean_charge_tokens == 0.0;
+        let weight = if first { 1.0 } else { NEWEST_CHARGE_WEIGHT };
+        self.mean_charge_tokens += weight * (charge_tokens - self.mean_charge_tokens);
+        // What all seats hold: a tenant that has been idle would have its part of them free, had it that part to itself.
+        self.waiting.set_credit(self.mean_charge_tokens * f64::from(self.seats));
         entry.state = State::Running;
         self.left.stale = true;
         entry.computed_tokens = entry.context_tokens();

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::config::GatewayConfig;
 use crate::desk::Desk;
-use crate::journal::Journal;
+use crate::journal::{Journal, Journals};
 use crate::metrics::Metrics;
 use crate::records::Records;
 use crate::tenants::Tenants;
@@ -26,7 +26,7 @@ pub(crate) struct App {
     tenants: RwLock<Arc<Tenants>>,
     lanes: Mutex<HashMap<String, usize>>,
     scorer: RwLock<Arc<Scorer>>,
-    journal: RwLock<Option<Arc<Journal>>>,
+    pub(crate) journals: Journals,
     pub(crate) desk: Arc<Desk>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) records: Arc<Records>,
@@ -43,7 +43,7 @@ impl App {
     pub(crate) fn new(
         config: &Arc<GatewayConfig>,
         predictor: Option<Box<dyn Predictor>>,
-        journal: Option<Journal>,
+        journals: Journals,
         metrics: Arc<Metrics>,
         traces: Option<Arc<Traces>>,
     ) -> std::io::Result<Self> {
@@ -56,7 +56,7 @@ impl App {
                 config.max_scoring_queue,
                 metrics.host.scorer.clone(),
             )?)),
-            journal: RwLock::new(journal.map(Arc::new)),
+            journals,
             desk: Arc::new(Desk::new(clock, Arc::clone(config))),
             records: Arc::new(Records::new(config.max_finished_records)),
             metrics,
@@ -93,14 +93,14 @@ impl App {
 
     /// Where answers are written down.
     pub(crate) fn journal(&self) -> Option<Arc<Journal>> {
-        self.journal.read().clone()
+        self.journals.current()
     }
 
     /// Takes other settings, a new predictor and a new journal. Requests under way keep what they began with.
     pub(crate) fn replace(&self, config: Arc<GatewayConfig>, scorer: Arc<Scorer>, journal: Option<Journal>) {
         self.take_tenants(&config);
         *self.scorer.write() = scorer;
-        *self.journal.write() = journal.map(Arc::new);
+        self.journals.replace(journal);
         *self.config.write() = config;
     }
 

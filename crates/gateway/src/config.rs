@@ -132,7 +132,7 @@ pub struct GatewayConfig {
     pub affinity: Affinity,
     /// Requests that may wait, over all models.
     pub max_queue_requests: usize,
-    /// Refuse requests that are likely to wait longer than this.
+    /// Refuse requests that are likely to wait longer than this before they go to an upstream. Nobody who was let in is cut off by it.
     pub max_wait: Duration,
     /// Time for a request from arrival to the last byte.
     pub request_timeout: Duration,

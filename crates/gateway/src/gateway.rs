@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outrank_http::{BindError, Drained, Predictor, Scorer, Traces, listen_on};
 use parking_lot::RwLock;
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::config::{ConfigError, GatewayConfig};
-use crate::journal::Journal;
+use crate::journal::{Journal, Journals};
 use crate::listen::{self, Acceptor};
 use crate::metrics::Metrics;
 use crate::records::Record;
@@ -112,10 +112,11 @@ impl Gateway {
         let local_addr =
             listener.local_addr().map_err(|source| io_error("cannot read the address", source))?;
         let metrics = Arc::new(Metrics::new());
-        let journal = open_journal(&config, &metrics)?;
+        let journals = Journals::default();
+        journals.replace(open_journal(&journals, &config, &metrics)?);
         let traces = config.otlp_endpoint.as_deref().map(|endpoint| Traces::to(endpoint, "outrank-gateway"));
         let traces = traces.transpose().map_err(|error| ConfigError(error.to_string()))?.map(Arc::new);
-        let app = App::new(&config, predictor, journal, metrics, traces)
+        let app = App::new(&config, predictor, journals, metrics, traces)
             .map_err(|source| io_error("cannot start the scoring thread", source))?;
         let app = Arc::new(app);
         let mut fleet = Fleet::new(Arc::clone(&app), tls::client()?);
@@ -136,7 +137,7 @@ impl Gateway {
     }
 
     /// Serves until `shutdown` comes; then refuses new requests, lets those under way finish within the drain timeout, gives up
-    /// the rest, and returns.
+    /// the rest, writes what the journal still has to, and returns.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Drained {
         let Self { app, listener, acceptor, fleet, mut reloads, .. } = self;
         let closing = CancellationToken::new();
@@ -156,6 +157,7 @@ impl Gateway {
                 }
             }
         }
+        let told = Instant::now();
         let abandoned_requests = drain(&app).await;
         closing.cancel();
         // A client that does not read its last bytes cannot keep the gateway up.
@@ -167,6 +169,9 @@ impl Gateway {
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
         chores.abort();
         serving.abort();
+        // What is left of the time to drain is the disk's.
+        let left = app.config().drain_timeout.saturating_sub(told.elapsed());
+        app.journals.close(left.max(CLOSE_TIMEOUT)).await;
         if let Some(traces) = app.traces.clone() {
             traces.finish().await;
         }
@@ -218,7 +223,7 @@ async fn take(
     }
     let config = Arc::new(config);
     let fresh_tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
-    let journal = open_journal(&config, &app.metrics)?;
+    let journal = open_journal(&app.journals, &config, &app.metrics)?;
     let in_force = app.scorer();
     let scorer = if keep_ranker && in_force.is_alive() {
         in_force
@@ -234,9 +239,13 @@ async fn take(
     Ok(())
 }
 
-fn open_journal(config: &GatewayConfig, metrics: &Arc<Metrics>) -> Result<Option<Journal>, GatewayError> {
+fn open_journal(
+    journals: &Journals,
+    config: &GatewayConfig,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Journal>, GatewayError> {
     let Some(journal) = &config.journal else { return Ok(None) };
-    let opened = Journal::open(journal, Arc::clone(metrics));
+    let opened = journals.open(journal, metrics);
     opened.map(Some).map_err(|source| io_error(&format!("journal {}", journal.path.display()), source))
 }
 

@@ -6,13 +6,15 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use outrank_ranker::Example;
 use outrank_ranker::features::Scratch;
+use parking_lot::RwLock;
 use serde::Serialize;
+use tokio::sync::watch;
 
 use crate::config::JournalConfig;
 use crate::metrics::Metrics;
@@ -82,25 +84,79 @@ impl Line {
     }
 }
 
-/// Where lines go; the thread that writes them ends when this is dropped.
+/// The journal in force, and the threads that write: that of a journal which a reload replaced may still be at it.
+#[derive(Debug, Default)]
+pub(crate) struct Journals {
+    current: RwLock<Option<Arc<Journal>>>,
+    /// Every thread that writes holds a receiver.
+    writers: watch::Sender<()>,
+}
+
+impl Journals {
+    /// Opens a journal and starts its thread; it is in force once it is given to [`Journals::replace`].
+    pub(crate) fn open(&self, config: &JournalConfig, metrics: &Arc<Metrics>) -> io::Result<Journal> {
+        Journal::open(config, Arc::clone(metrics), self.writers.subscribe())
+    }
+
+    /// From now on lines go there; those before are written where they were to go.
+    pub(crate) fn replace(&self, journal: Option<Journal>) {
+        *self.current.write() = journal.map(Arc::new);
+    }
+
+    /// Where lines go.
+    pub(crate) fn current(&self) -> Option<Arc<Journal>> {
+        self.current.read().clone()
+    }
+
+    /// Ends the journal, and waits until all lines are written, but no longer than `limit`: a disk may hang.
+    pub(crate) async fn close(&self, limit: Duration) {
+        self.replace(None);
+        if tokio::time::timeout(limit, self.writers.closed()).await.is_err() {
+            tracing::error!(
+                waited_s = limit.as_secs_f64(),
+                "the last lines of the journal could not be written in time"
+            );
+        }
+    }
+}
+
+/// Where lines go; the thread that writes them ends when this is dropped and all are written.
 #[derive(Debug)]
 pub(crate) struct Journal {
     lines: SyncSender<Line>,
     queued_text_bytes: Arc<AtomicUsize>,
+    /// No more lines come, so a disk that refuses some is not waited for.
+    closing: Arc<AtomicBool>,
     pub(crate) prompts: bool,
     pub(crate) features: bool,
 }
 
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.closing.store(true, Ordering::Release);
+    }
+}
+
 impl Journal {
-    /// Opens the file, and starts the thread that writes.
-    pub(crate) fn open(config: &JournalConfig, metrics: Arc<Metrics>) -> io::Result<Self> {
-        let mut files = Files::open(config)?;
+    /// Opens the file, and starts the thread that writes, which drops `at_work` in the end.
+    fn open(config: &JournalConfig, metrics: Arc<Metrics>, at_work: watch::Receiver<()>) -> io::Result<Self> {
+        let files = Files::open(config)?;
         let (lines, queue) = sync_channel(MAX_QUEUED_LINES);
         let queued_text_bytes = Arc::new(AtomicUsize::new(0));
-        let queued = Arc::clone(&queued_text_bytes);
-        let work = move || write_all(&queue, &queued, &mut files, &metrics);
+        let closing = Arc::new(AtomicBool::new(false));
+        let mut writer = Writer {
+            queued_text_bytes: Arc::clone(&queued_text_bytes),
+            closing: Arc::clone(&closing),
+            files,
+            metrics,
+        };
+        let work = move || {
+            writer.write_all(&queue);
+            drop(at_work);
+        };
         std::thread::Builder::new().name("outrank-journal".into()).spawn(work)?;
-        Ok(Self { lines, queued_text_bytes, prompts: config.prompts, features: config.features })
+        let JournalConfig { prompts, features, .. } = *config;
+        Ok(Self { lines, queued_text_bytes, closing, prompts, features })
     }
 
     /// Hands over a line, unless the disk cannot keep up. Never blocks.
@@ -116,23 +172,37 @@ impl Journal {
     }
 }
 
-fn write_all(queue: &Receiver<Line>, queued_text_bytes: &AtomicUsize, files: &mut Files, metrics: &Metrics) {
-    let mut well = true;
-    let mut scratch = Scratch::new();
-    for mut line in queue {
-        queued_text_bytes.fetch_sub(line.text_bytes(), Ordering::Relaxed);
-        line.extract(&mut scratch);
-        match files.write(&line) {
-            Ok(()) => {
-                metrics.journal_lines.inc();
-                well = true;
-            }
-            Err(error) => {
-                metrics.journal_errors.inc();
-                if std::mem::replace(&mut well, false) {
-                    tracing::error!(%error, path = %files.path.display(), "the journal cannot be written; requests go on without");
+/// What the thread that writes holds.
+struct Writer {
+    queued_text_bytes: Arc<AtomicUsize>,
+    closing: Arc<AtomicBool>,
+    files: Files,
+    metrics: Arc<Metrics>,
+}
+
+impl Writer {
+    /// Writes what comes, until nothing can come any more.
+    fn write_all(&mut self, queue: &Receiver<Line>) {
+        let mut well = true;
+        let mut scratch = Scratch::new();
+        for mut line in queue {
+            self.queued_text_bytes.fetch_sub(line.text_bytes(), Ordering::Relaxed);
+            line.extract(&mut scratch);
+            match self.files.write(&line) {
+                Ok(()) => {
+                    self.metrics.journal_lines.inc();
+                    well = true;
                 }
-                std::thread::sleep(ERROR_PAUSE);
+                Err(error) => {
+                    self.metrics.journal_errors.inc();
+                    if std::mem::replace(&mut well, false) {
+                        let path = self.files.path.display();
+                        tracing::error!(%error, %path, "the journal cannot be written; requests go on without");
+                    }
+                    if !self.closing.load(Ordering::Acquire) {
+                        std::thread::sleep(ERROR_PAUSE);
+                    }
+                }
             }
         }
     }
@@ -282,7 +352,8 @@ mod tests {
     fn text_that_waits_for_the_disk_is_bounded() {
         let (lines, queue) = sync_channel(MAX_QUEUED_LINES);
         let queued_text_bytes = Arc::new(AtomicUsize::new(0));
-        let journal = Journal { lines, queued_text_bytes, prompts: true, features: true };
+        let closing = Arc::default();
+        let journal = Journal { lines, queued_text_bytes, closing, prompts: true, features: true };
         let metrics = Metrics::default();
         let text: Arc<str> = "x".repeat(MAX_QUEUED_TEXT_BYTES / 4).into();
         (0..9).for_each(|n| journal.write(Line { scored: Some(Arc::clone(&text)), ..line(n) }, &metrics));

@@ -87,7 +87,8 @@ struct Queue {
 
 #[derive(Debug, Default)]
 struct QueueState {
-    jobs: VecDeque<Job>,
+    /// By urgency: a lesson takes as long as a score, and nobody may have to wait for one.
+    jobs: [VecDeque<Job>; 3],
     /// The thread sleeps until it is woken.
     asleep: bool,
     closed: bool,
@@ -96,6 +97,17 @@ struct QueueState {
 enum Job {
     Score { text: Arc<str>, asked: Instant, reply: Reply },
     Observe(Answer),
+}
+
+impl Job {
+    /// Where it stands: scores that are waited for go first, then other scores, then lessons.
+    fn urgency(&self) -> usize {
+        match self {
+            Self::Score { reply: Reply::Waiting(_), .. } => 0,
+            Self::Score { reply: Reply::Then(_), .. } => 1,
+            Self::Observe(_) => 2,
+        }
+    }
 }
 
 /// Where a score goes.
@@ -151,7 +163,7 @@ impl Scorer {
         let text: Arc<str> = text.into();
         let (reply, answer) = oneshot::channel();
         let job = Job::Score { text: Arc::clone(&text), asked: Instant::now(), reply: Reply::Waiting(reply) };
-        let sent = queue.push(job, self.max_queue, true);
+        let sent = queue.push(job, self.max_queue);
         PendingScore { text: Some(text), answer: sent.then_some(answer) }
     }
 
@@ -160,7 +172,7 @@ impl Scorer {
     pub fn ask_then(&self, text: Arc<str>, then: impl FnOnce(Score) + Send + 'static) {
         if let Some(queue) = &self.queue {
             let job = Job::Score { text, asked: Instant::now(), reply: Reply::Then(Box::new(then)) };
-            queue.push(job, self.max_queue, false);
+            queue.push(job, self.max_queue);
         }
     }
 
@@ -168,7 +180,7 @@ impl Scorer {
     pub fn tell(&self, answer: Answer) {
         if let Some(queue) = &self.queue {
             // A predictor that falls behind misses a lesson, and nothing else.
-            queue.push(Job::Observe(answer), self.max_queue, false);
+            queue.push(Job::Observe(answer), self.max_queue);
         }
     }
 }
@@ -188,18 +200,19 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a job, unless the queue is full or the thread has died. An urgent one wakes the thread.
-    fn push(&self, job: Job, max_queue: usize, urgent: bool) -> bool {
+    /// Adds a job, unless too many of its urgency wait or the thread has died. One that is waited for wakes the thread.
+    fn push(&self, job: Job, max_queue: usize) -> bool {
         if self.dead.load(Ordering::Acquire) {
             return false;
         }
         let scores = matches!(job, Job::Score { .. });
+        let urgency = job.urgency();
         let mut state = self.lock();
-        if state.jobs.len() >= max_queue {
+        if state.jobs[urgency].len() >= max_queue {
             return false;
         }
-        state.jobs.push_back(job);
-        let wake = urgent || state.asleep;
+        state.jobs[urgency].push_back(job);
+        let wake = urgency == 0 || state.asleep;
         drop(state);
         if scores {
             self.pending.fetch_add(1, Ordering::Relaxed);
@@ -210,13 +223,13 @@ impl Queue {
         true
     }
 
-    /// All jobs that have come, once some have; `None` when no more will come.
-    fn take(&self) -> Option<VecDeque<Job>> {
+    /// The most urgent job, once there is one; `None` when no more will come.
+    fn take(&self) -> Option<Job> {
         let mut vain_looks = 0;
         let mut state = self.lock();
         loop {
-            if !state.jobs.is_empty() {
-                return Some(std::mem::take(&mut state.jobs));
+            if let Some(job) = state.jobs.iter_mut().find_map(VecDeque::pop_front) {
+                return Some(job);
             }
             if state.closed {
                 return None;
@@ -242,18 +255,16 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, mut predictor: Box<dyn Predictor>, metrics: &ScorerMetrics) {
-        while let Some(jobs) = self.queue.take() {
-            for job in jobs {
-                match job {
-                    Job::Score { text, asked, reply } => {
-                        self.queue.pending.fetch_sub(1, Ordering::Relaxed);
-                        score(&mut *predictor, metrics, &text, asked, reply);
-                    }
-                    Job::Observe(answer) => {
-                        if self.lessons.may_learn() {
-                            predictor.observe(&answer);
-                            metrics.count_learned(&predictor.learned());
-                        }
+        while let Some(job) = self.queue.take() {
+            match job {
+                Job::Score { text, asked, reply } => {
+                    self.queue.pending.fetch_sub(1, Ordering::Relaxed);
+                    score(&mut *predictor, metrics, &text, asked, reply);
+                }
+                Job::Observe(answer) => {
+                    if self.lessons.may_learn() {
+                        predictor.observe(&answer);
+                        metrics.count_learned(&predictor.learned());
                     }
                 }
             }
@@ -265,7 +276,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         self.queue.dead.store(true, Ordering::Release);
         // Who waits for a score is told that none will come.
-        self.queue.lock().jobs.clear();
+        self.queue.lock().jobs.iter_mut().for_each(VecDeque::clear);
     }
 }
 
@@ -368,6 +379,50 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_waits_for_a_score_waits_for_no_lesson_and_no_score_that_nobody_waits_for() {
+        let (begun, first_began) = channel();
+        let (go, held) = channel::<()>();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        struct Slow {
+            begun: std::sync::mpsc::Sender<()>,
+            held: std::sync::mpsc::Receiver<()>,
+            order: Arc<Mutex<Vec<String>>>,
+        }
+        impl Predictor for Slow {
+            fn score(&mut self, text: &str) -> Option<Score> {
+                self.order.lock().unwrap().push(text.to_owned());
+                if text == "first" {
+                    self.begun.send(()).unwrap();
+                    self.held.recv().unwrap();
+                }
+                Score::new(7.0, 0.5).ok()
+            }
+
+            fn observe(&mut self, answer: &Answer) {
+                self.order.lock().unwrap().push(answer.text.to_string());
+            }
+        }
+        let slow = Slow { begun, held, order: Arc::clone(&order) };
+        let scorer = Scorer::start(Some(Box::new(slow)), 4, ScorerMetrics::default()).unwrap();
+        scorer.ask_then("first".into(), |_| {});
+        first_began.recv().unwrap();
+        scorer.tell(Answer { text: "lesson".into(), tokens: 3, censored: false });
+        let (send, told) = channel();
+        scorer.ask_then("beside".into(), move |_| send.send(()).unwrap());
+        let mut waited = scorer.ask(|| Some("waited for".into()));
+        go.send(()).unwrap();
+        assert!(waited.by(Instant::now() + Duration::from_secs(5)).await.is_some());
+        told.recv().unwrap();
+        drop(scorer);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while order.lock().unwrap().len() < 4 {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        assert_eq!(*order.lock().unwrap(), ["first", "waited for", "beside", "lesson"]);
+    }
+
+    #[tokio::test]
     async fn a_panic_ends_the_thread_and_nobody_waits_for_ever() {
         let scorer = scorer(|_| panic!("broken"));
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -394,7 +449,7 @@ mod tests {
             let send = send.clone();
             scorer.ask_then("x".into(), move |_| send.send(nth).unwrap());
         }
-        assert!(queue.lock().jobs.len() <= 4);
+        assert!(queue.lock().jobs.iter().all(|jobs| jobs.len() <= 4));
         drop((go, scorer, send));
         let deadline = Instant::now() + Duration::from_secs(5);
         while !queue.dead.load(Ordering::Acquire) {

@@ -20,7 +20,12 @@ use serde_json::{Value, json};
 
 /// The binary, in `dir`, without settings from the environment.
 pub(crate) fn outrank(dir: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_outrank"));
+    without_settings(dir, env!("CARGO_BIN_EXE_outrank"), args)
+}
+
+/// A program, in `dir`, without settings from the environment.
+pub(crate) fn without_settings(dir: &Path, program: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(program);
     let settings = std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("OUTRANK_"));
     for name in settings.chain(["OPENAI_API_KEY".into()]) {
         command.env_remove(name);

@@ -9,8 +9,12 @@ mod choose;
 mod fleet;
 mod overrun;
 mod report;
+#[cfg(test)]
+mod sharing;
 mod site;
 mod state;
+#[cfg(test)]
+mod virtual_run;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -72,18 +72,10 @@ mod tests {
 mod overload {
     //! Thrice the load that four seats can do, in virtual time.
 
-    use std::sync::Arc;
     use std::time::Duration;
 
-    use outrank_core::{End, Score, Timestamp};
-
-    use super::super::state::State;
-    use super::super::{Admitted, Ask, Ending, Progress, Refused, Turn, Verdict};
-    use crate::clock::Clock;
+    use super::super::virtual_run::{Run, Started};
     use crate::config::GatewayConfig;
-    use crate::tenants::Class;
-    use crate::tls;
-    use crate::upstream::Upstream;
 
     const SEATS: u32 = 4;
     const TOKEN_S: f64 = 0.01;
@@ -93,7 +85,6 @@ mod overload {
     const WARM_UP: usize = 1500;
 
     /// How it went after the warm-up.
-    #[derive(Default)]
     struct Told {
         waited_s: Vec<f64>,
         refused: usize,
@@ -102,6 +93,17 @@ mod overload {
     }
 
     impl Told {
+        fn of(run: &Run, warm_s: f64) -> Self {
+            let started = run.started.iter().filter(|it| it.started_s > warm_s && it.waited_s() > 0.0);
+            let ended = run.ended.iter().filter(|&&(at_s, _)| at_s > warm_s);
+            Self {
+                waited_s: started.map(Started::waited_s).collect(),
+                refused: run.refused_s.iter().filter(|&&at_s| at_s >= warm_s).count(),
+                served_tokens: ended.map(|&(_, tokens)| f64::from(tokens)).sum(),
+                took_s: run.now_s - warm_s,
+            }
+        }
+
         /// Share of the accepted who waited longer.
         fn longer_than(&self, limit_s: f64) -> f64 {
             let longer = self.waited_s.iter().filter(|&&waited_s| waited_s > limit_s).count();
@@ -109,129 +111,29 @@ mod overload {
         }
     }
 
-    fn state(config: GatewayConfig) -> State {
-        let config = Arc::new(config);
-        let upstream = Upstream::new(&config.upstreams[0], None, &config, &tls::client().unwrap()).unwrap();
-        let mut state = State::new(Arc::clone(&config));
-        state.reconfigure(Timestamp::ZERO, config, &[Arc::new(upstream)]).unwrap();
-        state
-    }
-
-    fn ask(arrival: Timestamp, score: Score) -> Ask {
-        Ask {
-            model: "m".into(),
-            prompt_tokens: 10,
-            max_tokens: 1000,
-            true_tokens: None,
-            limit_is_recorded: false,
-            score: Some(score),
-            lane: 0,
-            class: Class::Default,
-            arrival,
-            deadline: Timestamp::from_secs_f64(arrival.secs_f64() + 600.0),
-            affinity: None,
-        }
-    }
-
-    /// A request that has not ended.
-    struct Open {
-        id: u64,
-        tokens: u32,
-        /// When it came, or was started.
-        since_s: f64,
-        progress: Arc<Progress>,
-    }
-
-    /// The seats and who has them, in virtual time.
-    struct Run {
-        state: State,
-        clock: Clock,
-        now_s: f64,
-        waiting: Vec<(Open, Woken)>,
-        running: Vec<Open>,
-        told: Told,
-        warm: bool,
-    }
-
-    type Woken = tokio::sync::oneshot::Receiver<Result<Turn, Refused>>;
-
-    impl Run {
-        fn arrive(&mut self, tokens: u32, guess: f64) {
-            let (now, progress) = (Timestamp::from_secs_f64(self.now_s), Arc::new(Progress::default()));
-            let ask = ask(now, Score::new(guess as f32, 0.5).unwrap());
-            let open = |id, progress| Open { id, tokens, since_s: self.now_s, progress };
-            match self.state.submit(now, &self.clock, &ask, Arc::clone(&progress)) {
-                Err(_) => self.told.refused += usize::from(self.warm),
-                Ok((id, Admitted::Now(_), _)) => self.running.push(open(id, progress)),
-                Ok((id, Admitted::Waits(woken), _)) => self.waiting.push((open(id, progress), woken)),
-            }
-        }
-
-        /// Lets time pass: answers end, and those who wait are started.
-        fn until(&mut self, then_s: f64) {
-            let ends_s = |open: &Open| open.since_s + f64::from(open.tokens) * TOKEN_S;
-            let first = |running: &[Open]| {
-                (0..running.len()).min_by(|&a, &b| ends_s(&running[a]).total_cmp(&ends_s(&running[b])))
-            };
-            while let Some(at) = first(&self.running)
-                && ends_s(&self.running[at]) <= then_s
-            {
-                self.now_s = ends_s(&self.running[at]);
-                let Open { id, tokens, .. } = self.running.swap_remove(at);
-                self.told.served_tokens += if self.warm { f64::from(tokens) } else { 0.0 };
-                let e2e_s = f64::from(tokens) * TOKEN_S;
-                let ending = Ending {
-                    tokens,
-                    end: End::Stopped,
-                    verdict: Verdict::Good,
-                    e2e_s,
-                    per_token_s: Some(TOKEN_S),
-                    streamed: true,
-                };
-                self.state.leave(Timestamp::from_secs_f64(self.now_s), id, &ending);
-                let started = |(_, woken): &mut (Open, Woken)| woken.try_recv().is_ok();
-                for (mut open, _) in self.waiting.extract_if(.., started) {
-                    if self.warm {
-                        self.told.waited_s.push(self.now_s - open.since_s);
-                    }
-                    open.since_s = self.now_s;
-                    self.running.push(open);
-                }
-            }
-            self.now_s = then_s;
-            for open in &self.running {
-                open.progress.set(((then_s - open.since_s) / TOKEN_S) as u32);
-            }
-        }
-    }
-
     fn overloaded(policy: &str, max_wait_s: f64, informed: bool) -> Told {
-        let state = state(GatewayConfig {
-            upstreams: vec![format!("http://127.0.0.1:1 models=m window={SEATS}").parse().unwrap()],
+        let config = GatewayConfig {
             policy: policy.into(),
             max_wait: Duration::from_secs_f64(max_wait_s),
             max_queue_requests: REQUESTS,
             ..GatewayConfig::default()
-        });
+        };
+        let mut run = Run::new(config, SEATS, &[], TOKEN_S, TOKEN_S);
         let mut rng = fastrand::Rng::with_seed(3);
         let mut exponential = || -(1.0 - rng.f64()).ln();
-        let clock = Clock::start_at(Duration::ZERO);
-        let (waiting, running, told) = (Vec::new(), Vec::new(), Told::default());
-        let mut run = Run { state, clock, now_s: 0.0, waiting, running, told, warm: false };
         let mut warm_s = 0.0;
         for nth in 0..REQUESTS {
             let gap_s = exponential() * MEAN_TOKENS * TOKEN_S / f64::from(SEATS) / 3.0;
             run.until(run.now_s + gap_s);
             if nth == WARM_UP {
-                (run.warm, warm_s) = (true, run.now_s);
+                warm_s = run.now_s;
             }
             let tokens = (exponential() * MEAN_TOKENS).ceil().clamp(1.0, 900.0);
             // From half of what it will be to twice of that; or of what all are.
             let off = 2.0_f64.powf(2.0 * (exponential() % 1.0) - 1.0);
-            run.arrive(tokens as u32, off * if informed { tokens } else { MEAN_TOKENS });
+            run.arrive(0, tokens as u32, off * if informed { tokens } else { MEAN_TOKENS });
         }
-        run.told.took_s = run.now_s - warm_s;
-        run.told
+        Told::of(&run, warm_s)
     }
 
     #[test]

@@ -1,0 +1,75 @@
+//! Two tenants at one upstream, in virtual time.
+
+use super::virtual_run::{Run, Started};
+use crate::config::GatewayConfig;
+
+const SEATS: u32 = 32;
+const FIRST_TOKEN_S: f64 = 0.05;
+const TOKEN_S: f64 = 0.01;
+const TOKENS: [u32; 4] = [8, 16, 32, 72];
+const SERVICE_S: f64 = 0.36;
+
+/// Means over the requests of the first tenant, in seconds; or sums of such means.
+#[derive(Debug, Default)]
+struct Latency {
+    ttft_s: f64,
+    e2e_s: f64,
+}
+
+impl Latency {
+    fn of(started: &[Started]) -> Self {
+        let of_first: Vec<_> = started.iter().filter(|it| it.lane == 0).collect();
+        let mean = |of: &dyn Fn(&Started) -> f64| {
+            of_first.iter().map(|it| of(it)).sum::<f64>() / of_first.len() as f64
+        };
+        Self {
+            ttft_s: FIRST_TOKEN_S + mean(&Started::waited_s),
+            e2e_s: mean(&|it| it.waited_s() + it.service_s),
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.ttft_s += other.ttft_s;
+        self.e2e_s += other.e2e_s;
+    }
+}
+
+/// The first tenant sends `load` of what half of the seats can do; beside it, if wanted, a second sends ten times as much. Also tells
+/// the share of the time in which a seat was taken.
+fn serve(seats: u32, load: f64, beside: bool, seed: u64) -> (Latency, f64) {
+    let config = GatewayConfig { max_queue_requests: 64, ..GatewayConfig::default() };
+    let mut run = Run::new(config, seats, &[1.0, 1.0], FIRST_TOKEN_S, TOKEN_S);
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut exponential = move || -(1.0 - rng.f64()).ln();
+    let rate = load * f64::from(SEATS / 2) / SERVICE_S;
+    let mut next_s = [exponential() / rate, if beside { 0.0 } else { f64::INFINITY }];
+    let end_s = 200.0;
+    let mut lengths = fastrand::Rng::with_seed(seed + 1000);
+    while run.now_s < end_s {
+        let lane = usize::from(next_s[1] < next_s[0]);
+        run.until(next_s[lane]);
+        let tokens = TOKENS[lengths.usize(..4)];
+        run.arrive(lane, tokens, f64::from(tokens));
+        next_s[lane] += exponential() / (rate * [1.0, 10.0][lane]);
+    }
+    let served: f64 =
+        run.ended.iter().map(|&(_, tokens)| FIRST_TOKEN_S + f64::from(tokens - 1) * TOKEN_S).sum();
+    (Latency::of(&run.started), served / f64::from(seats) / end_s)
+}
+
+#[test]
+fn a_tenant_under_its_share_waits_for_a_seat_to_come_free_and_for_nobody_who_waits() {
+    for (load, most_ratio) in [(0.3, 1.08), (0.6, 1.06), (0.85, 1.06)] {
+        let (mut alone, mut beside) = (Latency::default(), Latency::default());
+        for seed in 0..8 {
+            alone.add(&serve(SEATS / 2, load, false, seed).0);
+            let (latency, busy) = serve(SEATS, load, true, seed);
+            beside.add(&latency);
+            assert!(busy > 0.99, "{load}, {seed}: seats idled, {busy}");
+        }
+        // No seat can be free for it: it waits until one of the other's answers ends, and now and then another of its own is first.
+        let free_s = 8.0 * SERVICE_S / f64::from(SEATS) * 1.8;
+        assert!(beside.ttft_s < alone.ttft_s + free_s, "{load}: {alone:?} alone, {beside:?} beside");
+        assert!(beside.e2e_s < most_ratio * alone.e2e_s, "{load}: {alone:?} alone, {beside:?} beside");
+    }
+}

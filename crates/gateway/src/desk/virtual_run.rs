@@ -1,0 +1,158 @@
+//! The desk before one upstream of as many seats as its window, in virtual time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrank_core::{End, Score, Timestamp};
+use tokio::sync::oneshot::Receiver;
+
+use super::state::State;
+use super::{Admitted, Ask, Ending, Progress, Refused, Turn, Verdict};
+use crate::clock::Clock;
+use crate::config::GatewayConfig;
+use crate::tenants::Class;
+use crate::tls;
+use crate::upstream::Upstream;
+
+type Woken = Receiver<Result<Turn, Refused>>;
+
+/// A request that has not ended.
+struct Open {
+    id: u64,
+    lane: usize,
+    tokens: u32,
+    arrived_s: f64,
+    started_s: f64,
+    progress: Arc<Progress>,
+}
+
+/// A request that was given a seat.
+pub(super) struct Started {
+    pub(super) lane: usize,
+    pub(super) arrived_s: f64,
+    pub(super) started_s: f64,
+    /// What it takes from there on.
+    pub(super) service_s: f64,
+}
+
+impl Started {
+    pub(super) fn waited_s(&self) -> f64 {
+        self.started_s - self.arrived_s
+    }
+}
+
+/// The desk, the seats and who has them.
+pub(super) struct Run {
+    state: State,
+    clock: Clock,
+    first_token_s: f64,
+    token_s: f64,
+    waiting: Vec<(Open, Woken)>,
+    running: Vec<Open>,
+    pub(super) now_s: f64,
+    pub(super) started: Vec<Started>,
+    /// When requests were refused.
+    pub(super) refused_s: Vec<f64>,
+    /// When answers ended, and their tokens.
+    pub(super) ended: Vec<(f64, u32)>,
+}
+
+impl Run {
+    /// A desk of these settings with so many seats, tenants of these weights, and this time to the first token and to each after it.
+    pub(super) fn new(
+        config: GatewayConfig,
+        seats: u32,
+        weights: &[f64],
+        first_token_s: f64,
+        token_s: f64,
+    ) -> Self {
+        let upstreams = vec![format!("http://127.0.0.1:1 models=m window={seats}").parse().unwrap()];
+        let config = Arc::new(GatewayConfig { upstreams, ..config });
+        let upstream = Upstream::new(&config.upstreams[0], None, &config, &tls::client().unwrap()).unwrap();
+        let mut state = State::new(Arc::clone(&config));
+        state.reconfigure(Timestamp::ZERO, config, &[Arc::new(upstream)]).unwrap();
+        state.set_weights(weights.iter().copied().enumerate().collect());
+        Self {
+            state,
+            clock: Clock::start_at(Duration::ZERO),
+            first_token_s,
+            token_s,
+            waiting: Vec::new(),
+            running: Vec::new(),
+            now_s: 0.0,
+            started: Vec::new(),
+            refused_s: Vec::new(),
+            ended: Vec::new(),
+        }
+    }
+
+    fn service_s(&self, tokens: u32) -> f64 {
+        self.first_token_s + f64::from(tokens - 1) * self.token_s
+    }
+
+    /// A request of a tenant comes, whose answer will be so long and is thought to be so long.
+    pub(super) fn arrive(&mut self, lane: usize, tokens: u32, guess: f64) {
+        let (now, progress) = (Timestamp::from_secs_f64(self.now_s), Arc::new(Progress::default()));
+        let ask = Ask {
+            model: "m".into(),
+            prompt_tokens: 10,
+            max_tokens: 1000,
+            true_tokens: None,
+            limit_is_recorded: false,
+            score: Some(Score::new(guess as f32, 0.5).unwrap()),
+            lane,
+            class: Class::Default,
+            arrival: now,
+            deadline: Timestamp::from_secs_f64(self.now_s + 600.0),
+            affinity: None,
+        };
+        let arrived_s = self.now_s;
+        let open = |id, progress| Open { id, lane, tokens, arrived_s, started_s: arrived_s, progress };
+        match self.state.submit(now, &self.clock, &ask, Arc::clone(&progress)) {
+            Err(_) => self.refused_s.push(arrived_s),
+            Ok((id, Admitted::Now(_), _)) => self.start(open(id, progress)),
+            Ok((id, Admitted::Waits(woken), _)) => self.waiting.push((open(id, progress), woken)),
+        }
+    }
+
+    fn start(&mut self, mut open: Open) {
+        open.started_s = self.now_s;
+        let Open { lane, arrived_s, started_s, tokens, .. } = open;
+        let service_s = self.service_s(tokens);
+        self.started.push(Started { lane, arrived_s, started_s, service_s });
+        self.running.push(open);
+    }
+
+    /// Lets time pass: answers end, and those who wait are started.
+    pub(super) fn until(&mut self, then_s: f64) {
+        let ends_s = |run: &Self, open: &Open| open.started_s + run.service_s(open.tokens);
+        let first = |run: &Self| {
+            let end_s = |&at: &usize| ends_s(run, &run.running[at]);
+            (0..run.running.len()).min_by(|a, b| end_s(a).total_cmp(&end_s(b)))
+        };
+        while let Some(at) = first(self)
+            && ends_s(self, &self.running[at]) <= then_s
+        {
+            self.now_s = ends_s(self, &self.running[at]);
+            let Open { id, tokens, .. } = self.running.swap_remove(at);
+            self.ended.push((self.now_s, tokens));
+            let ending = Ending {
+                tokens,
+                end: End::Stopped,
+                verdict: Verdict::Good,
+                e2e_s: self.service_s(tokens),
+                per_token_s: Some(self.token_s),
+                streamed: true,
+            };
+            self.state.leave(Timestamp::from_secs_f64(self.now_s), id, &ending);
+            let woken = |(_, woken): &mut (Open, Woken)| woken.try_recv().is_ok();
+            let woken: Vec<_> = self.waiting.extract_if(.., woken).collect();
+            woken.into_iter().for_each(|(open, _)| self.start(open));
+        }
+        self.now_s = then_s;
+        for open in &self.running {
+            let since_s = then_s - open.started_s - self.first_token_s;
+            open.progress.set(if since_s < 0.0 { 0 } else { 1 + (since_s / self.token_s) as u32 });
+        }
+    }
+}
