@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use client::client;
 use futures_util::StreamExt;
+use outrank_core::Counters;
 use outrank_core::policies::{PolicySettings, by_name};
-use outrank_engine::{Counters, Engine, EngineConfig, EngineHandle, Model, ensure_q8_0};
+use outrank_engine::{Engine, EngineConfig, EngineHandle, Model, ensure_q8_0};
 use outrank_server::{EmbeddedEngine, Server, ServerConfig};
 use reqwest::Client;
 use serde_json::{Value, json};
