@@ -155,7 +155,8 @@ class Bench:
 
     def scored(self, name, how):
         """tau-b, and mean s/token of a burst over that of fcfs when served shortest first by these scores: all as bare numbers, so
-        that a ranker has no better spread to offer than classes have."""
+        that a ranker has no better spread to offer than classes have. Last the tau-b of the scores cut into ten classes of one size:
+        pairs in one class are ties, which tau-b leaves out of its denominator, so that it compares with classes and not with an order."""
         stem = f"{name}--{how.replace(':', '-')}"
         trace, scored = self.data / f"{name}.jsonl.gz", self.folder / f"{stem}.scored.jsonl"
         if how in OBJECTIVES:
@@ -167,19 +168,11 @@ class Bench:
         runs = self.run("simulate", "--trace", scored, "--scores", "trace", "--arrivals", "burst:2000", "--profile", PROFILE, "--seeds", 5,
                         "--policies", "fcfs,sjf,oracle-sjf", "--no-monitor")["runs"]
         mean = lambda policy: statistics.mean(run["metrics"]["s_per_token"]["mean"] for run in runs if run["policy"] == policy)
-        return tau, mean("sjf") / mean("fcfs"), mean("oracle-sjf") / mean("fcfs")
-
-    def in_ten(self, name):
-        """tau-b of the ranker's own scores cut into ten classes of one size: pairs in one class are ties, which tau-b leaves out
-        of its denominator, so that it compares with classes and not with an order."""
-        ranker, scored = self.folder / f"{name}--ten.outrank", self.folder / f"{name}--ten.scored.jsonl"
-        trace = self.data / f"{name}.jsonl.gz"
-        self.run("train", "--trace", trace, "--prior", "none", "--out", ranker)
-        self.run("trace", "score", trace, "--out", scored, "--held-out", "--ranker", ranker)
         rows = [json.loads(line) for line in scored.read_text().splitlines()]
-        scores = np.array([row["score"]["median_tokens"] if isinstance(row["score"], dict) else row["score"] for row in rows])
+        scores = np.array([row["score"] for row in rows])
         classes = np.searchsorted(np.quantile(scores, np.arange(1, 10) / 10), scores)
-        return kendalltau(classes, [length(row) for row in rows])[0]
+        in_ten = kendalltau(classes, [length(row) for row in rows])[0]
+        return tau, mean("sjf") / mean("fcfs"), mean("oracle-sjf") / mean("fcfs"), in_ten
 
     def drift(self, name):
         """An hour of load in which the ranker is upside down for a third, and the same hour without: the runs of outrank, and fcfs."""
@@ -230,7 +223,6 @@ def main():
             "cold": lambda name: bench.run(*held_out_of(name)),
             "adapting": lambda name, seed: bench.run(*held_out_of(name, "--adaptation", "--seed", seed)),
             "scored": lambda name, how: bench.scored(name, how),
-            "in_ten": lambda name: bench.in_ten(name),
             "drift": lambda name: bench.drift(name),
             "floor": lambda name, size: floor(bench.split(name)[0][:size], bench.split(name)[1]),
         }
@@ -239,17 +231,16 @@ def main():
         alone = {name: start("alone", name) for name in bench.names}
         drifting = {name: start("drift", name) for name in DRIFTING}
         compared = {(name, how): start("scored", name, how) for name in COMPARED for how in OBJECTIVES + CLASSES}
-        in_ten = {name: start("in_ten", name) for name in COMPARED}
         cold = {name: start("cold", name) for name in LEFT_OUT}
         curves = {(name, size, prior): start("curve", name, size, prior)
                   for name in CURVES for size in SIZES if size <= len(bench.split(name)[0]) for prior in ("none", "prior")}
         floor_at = {(name, size): start("floor", name, size) for name, size, _ in curves}
         floors = {name: start("floor", name, None) for name in bench.names}
         adapting = {(name, seed): start("adapting", name, seed) for name in ADAPTING for seed in SEEDS}
-        alone, helped, curves, cold, adapting, compared, in_ten, drifting, floor_at, floors = (
+        alone, helped, curves, cold, adapting, compared, drifting, floor_at, floors = (
             {key: job.result() for key, job in jobs.items()}
-            for jobs in (alone, helped, curves, cold, adapting, compared, in_ten, drifting, floor_at, floors))
-    text = document(bench, floors, alone, helped, floor_at, curves, cold, adapting) + further(compared, in_ten, drifting)
+            for jobs in (alone, helped, curves, cold, adapting, compared, drifting, floor_at, floors))
+    text = document(bench, floors, alone, helped, floor_at, curves, cold, adapting) + further(compared, drifting)
     Path(args.out).with_suffix(".tmp").write_text(text)
     Path(args.out).with_suffix(".tmp").rename(args.out)
     print(f"ranker: wrote {args.out}", file=sys.stderr)
@@ -299,7 +290,7 @@ def document(bench, floors, alone, helped, floor_at, curves, cold, adapting):
     return "\n".join(parts) + "\n"
 
 
-def further(compared, in_ten, drifting):
+def further(compared, drifting):
     """Ranking against classes and other objectives; drift; how far off the ETA is."""
     parts = ["\n## Ranking against classes, and other objectives\n\nThe same features, rows and split; each trained alone. Burst: 2,000 "
              f"held-out requests, shortest predicted first, profile `{PROFILE}`, mean s/token over fcfs (5 seeds); all predictions as bare "
@@ -307,7 +298,7 @@ def further(compared, in_ten, drifting):
              "scores are cut into ten classes too stands in brackets.\n"]
     rows = []
     for name in COMPARED:
-        cut = lambda how: f" ({three(in_ten[name])})" if how == "listmle" else ""
+        cut = lambda how: f" ({three(compared[name, how][3])})" if how == "listmle" else ""
         rows += [[name, how, three(compared[name, how][0]) + cut(how), three(compared[name, how][1])] for how in OBJECTIVES + CLASSES]
         rows.append([name, "true lengths", "1", three(compared[name, "listmle"][2])])
     parts.append(table(["trace", "learned as", "tau-b", "burst"], rows))
