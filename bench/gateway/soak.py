@@ -162,10 +162,11 @@ def tenants(args, logs):
         for case in ("alone", "beside") if turn % 2 == 0 else ("beside", "alone"):
             seats = SEATS // 2 if case == "alone" else SEATS
             with harness.servers() as started, tempfile.TemporaryDirectory() as folder:
-                upstream = harness.mock(started, logs, seats=seats, **SERVICE)
-                flags, keys = gateway_flags.tenants(folder, ["a", "b"], seats, args.queue)
-                gateway = harness.outrank(started, logs, args.outrank, [upstream], "hold", flags=flags)
-                common = dict(stream=True, max_tokens=TOKENS, duration_s=args.tenant_s, warm_up_s=5)
+                upstream = harness.mock(started, logs, seats=seats, **(dict(says_seats=True) if args.auto else {}), **SERVICE)
+                flags, keys = gateway_flags.tenants(folder, ["a", "b"], "auto" if args.auto else seats, args.queue)
+                gateway = harness.outrank(started, logs, args.outrank, [upstream], "hold", flags=[*flags, *args.flags.split()])
+                # A window that is found needs the time.
+                common = dict(stream=True, max_tokens=TOKENS, duration_s=args.tenant_s, warm_up_s=15 if args.auto else 5)
                 other = None
                 if case == "beside":
                     command = harness.load_command("open", gateway.url, rate=10 * rate, poisson=100 + turn, key=keys["b"], tag="b",
@@ -224,13 +225,13 @@ def overload_text(part):
 def tenants_text(part):
     text = [f"\n## Two tenants\n\nA alone with {part['seats'] // 2} seats, then with {part['seats']} seats beside B, which sends ten times as much. "
             "Load is what A sends, of what it may have. Bar: at most 1.2 times its latency alone.\n",
-            "| load of A | round | A alone E2E mean, p99, ms | A beside B | ratio of means | of p99 | A TTFT mean alone, beside, ms | A refused | B served, refused |\n|---|---|---|---|---|---|---|---|---|"]
+            "| load of A | round | A alone E2E mean, p99, ms | A beside B | ratio of means | of p99 | A TTFT mean alone, beside, ms | ratio | A refused | A and B served/s | B refused |\n|---|---|---|---|---|---|---|---|---|---|---|"]
     for number, row in enumerate(part["rounds"], 1):
         e2e = lambda case: f"{row[case]['e2e_ms']['mean']:.0f}, {row[case]['e2e_ms']['p99']:.0f}"
         refused = lambda run: sum(n for s, n in run["statuses"].items() if s != "200")
         ttft = f"{row['alone']['ttft_ms']['mean']:.0f}, {row['beside']['ttft_ms']['mean']:.0f}"
         text.append(f"| {row['share']} | {number} | {e2e('alone')} | {e2e('beside')} | {row['e2e_ms_mean_ratio']:.2f} | {row['e2e_ms_p99_ratio']:.2f} | {ttft} | "
-                    f"{refused(row['beside'])} | {row['b']['ok']}, {refused(row['b'])} |")
+                    f"{row['ttft_ms_mean_ratio']:.2f} | {refused(row['beside'])} | {row['beside']['rate_per_s'] + row['b']['rate_per_s']:.1f} | {refused(row['b'])} |")
     return text
 
 
@@ -255,6 +256,8 @@ def main():
     parser.add_argument("--overload-s", type=float, default=30.0)
     parser.add_argument("--tenant-s", type=float, default=25.0)
     parser.add_argument("--rounds", type=int, default=3, help="of the two tenants, at each load")
+    parser.add_argument("--auto", action="store_true", help="of the two tenants: the mock says its seats, and the window is auto")
+    parser.add_argument("--flags", default="", help="of the two tenants: further flags of outrank serve")
     parser.add_argument("--shared", default="the machine was shared with other builds")
     parser.add_argument("--out", type=Path, default=harness.ROOT / "results/gateway")
     args = parser.parse_args()
@@ -270,6 +273,8 @@ def main():
              "outrank": ours, "harness": code, "parts": args.parts}
     text = head(facts) + text
     name = "-".join(["soak", *args.parts.split(",")]) if args.parts != "streams,overload,tenants" else "soak"
+    name += "-auto" if args.auto else ""
+    name += "-spare" if "--spare-seats" in args.flags else ""
     harness.write(args.out, name, {"facts": facts, "parts": parts}, "\n".join(text) + "\n")
 
 

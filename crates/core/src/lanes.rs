@@ -70,7 +70,13 @@ impl Lanes {
 
     /// The request that goes next, and its lane.
     pub fn first(&self) -> Option<(usize, Place)> {
+        self.first_but(&[])
+    }
+
+    /// The request that goes next, of those in other lanes than these.
+    pub fn first_but(&self, lanes: &[usize]) -> Option<(usize, Place)> {
         let waiting = self.lanes.iter().enumerate().filter(|(_, lane)| !lane.queue.is_empty());
+        let waiting = waiting.filter(|(at, _)| !lanes.contains(at));
         let (at, lane) = waiting.min_by(|(_, a), (_, b)| a.served.total_cmp(&b.served))?;
         Some((at, lane.queue.first()?))
     }
@@ -230,6 +236,19 @@ mod tests {
             }
         }
         assert!(served[1] <= served[0] + 11, "{served:?}");
+    }
+
+    #[test]
+    fn lanes_that_may_not_have_a_seat_are_passed_over_and_keep_their_turn() {
+        let mut lanes = Lanes::default();
+        (0..3).for_each(|lane| lanes.insert(lane, place(lane as u64)));
+        lanes.charge(1, 10.0);
+        lanes.charge(2, 20.0);
+        let first = |but: &[usize]| lanes.first_but(but).map(|(lane, _)| lane);
+        assert_eq!(
+            [first(&[]), first(&[0]), first(&[0, 1]), first(&[0, 1, 2])],
+            [Some(0), Some(1), Some(2), None]
+        );
     }
 
     #[test]

@@ -185,12 +185,17 @@ impl OrderBook {
 
     /// Who should be given the next free seat.
     pub fn next(&mut self, now: Timestamp) -> Option<(RequestId, Key)> {
+        self.next_but(now, &[])
+    }
+
+    /// Who should be given the next free seat that these lanes may not have.
+    pub fn next_but(&mut self, now: Timestamp, lanes: &[usize]) -> Option<(RequestId, Key)> {
         self.estimates.now = now;
         self.follow_load();
         // A host that asks who goes next has no queue of its own to keep up to date.
         self.changed.clear();
         self.all_changed = false;
-        let (_, place) = self.waiting.first()?;
+        let (_, place) = self.waiting.first_but(lanes)?;
         Some((self.entries[place.slot].request.id, place.rank.key))
     }
 

@@ -128,6 +128,8 @@ pub struct GatewayConfig {
     pub default_delay_s: f64,
     /// Head start that requests of class `batch` concede to later interactive ones, in seconds.
     pub batch_delay_s: f64,
+    /// Seats of each upstream in hold mode that tenants who have their share leave free for others that are about.
+    pub spare_seats: u32,
     /// Same replica for the same conversation.
     pub affinity: Affinity,
     /// Requests that may wait, over all models.
@@ -188,6 +190,7 @@ impl Default for GatewayConfig {
             tenants: Vec::new(),
             default_delay_s: 0.0,
             batch_delay_s: 60.0,
+            spare_seats: 0,
             affinity: Affinity::None,
             max_queue_requests: 1024,
             max_wait: Duration::from_secs(600),

@@ -172,8 +172,8 @@ async fn score_in_time(app: &App, order: &Order) -> Option<Score> {
     if !app.desk.stamps() || !scorer.scores() {
         return None;
     }
-    let text = order.ranked.as_deref().map(str::to_owned);
-    scorer.ask(|| text).by(Instant::now() + order.config.score_deadline).await
+    let text = Arc::clone(order.ranked.as_ref()?);
+    scorer.score_by(text, Instant::now() + order.config.score_deadline).await
 }
 
 #[allow(clippy::too_many_arguments, reason = "all that is known of a request when it is taken")]

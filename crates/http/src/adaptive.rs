@@ -1,8 +1,8 @@
 //! A ranker that learns from the requests that are served.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use outrank_core::Score;
@@ -21,9 +21,17 @@ const NICENESS: i32 = 19;
 /// and lengths, in bounded memory, and no prompt.
 #[derive(Debug)]
 pub struct AdaptiveRanker {
+    /// In force; changed where the pupil has learned, and held for the length of a clone.
+    current: RwLock<Arc<Ranker>>,
+    /// Held while an answer is remembered. Who scores does not wait for it.
+    pupil: Mutex<Pupil>,
+}
+
+/// What learns.
+#[derive(Debug)]
+struct Pupil {
     /// What every learning starts from.
     prior: Ranker,
-    current: Ranker,
     adapter: Adapter,
     learning: Option<Receiver<(Option<Adapted>, Duration)>>,
     /// When it may learn again.
@@ -36,29 +44,36 @@ pub struct AdaptiveRanker {
 impl AdaptiveRanker {
     /// Starts from a ranker; `file` is written whenever something was learned.
     pub fn new(ranker: Ranker, file: Option<PathBuf>) -> Self {
-        Self {
-            current: ranker.clone(),
-            prior: ranker,
+        let pupil = Pupil {
+            prior: ranker.clone(),
             adapter: Adapter::default(),
             learning: None,
             rested_at: None,
             file,
             learned: Learned::default(),
-        }
+        };
+        Self { current: RwLock::new(Arc::new(ranker)), pupil: Mutex::new(pupil) }
     }
 
     /// Takes over what has been learned by now.
-    fn take_over(&mut self) {
-        let Some(learning) = &self.learning else { return };
-        let (adapted, took) = match learning.try_recv() {
+    fn take_over(&self, pupil: &mut Pupil) {
+        if let Some(ranker) = pupil.learned_by_now() {
+            *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ranker);
+        }
+    }
+}
+
+impl Pupil {
+    fn learned_by_now(&mut self) -> Option<Ranker> {
+        let (adapted, took) = match self.learning.as_ref()?.try_recv() {
             Ok(learned) => learned,
-            Err(TryRecvError::Empty) => return,
+            Err(TryRecvError::Empty) => return None,
             // The thread panicked: the ranker in force stays.
             Err(TryRecvError::Disconnected) => (None, Duration::ZERO),
         };
         self.learning = None;
         self.rested_at = Some(Instant::now() + took * MIN_PAUSES);
-        let Some(adapted) = adapted else { return };
+        let adapted = adapted?;
         tracing::info!(
             examples = adapted.examples,
             prior_share = adapted.prior_share,
@@ -68,7 +83,18 @@ impl AdaptiveRanker {
         );
         self.learned.updates += 1;
         self.learned.tau_b = Some(adapted.tau_b);
-        self.current = adapted.ranker;
+        Some(adapted.ranker)
+    }
+
+    fn observe(&mut self, answer: &Answer) {
+        self.adapter.observe(&answer.text, answer.tokens, answer.censored);
+        self.learned.answers = self.adapter.observed();
+        if self.learning.is_none()
+            && self.rested_at.is_none_or(|rested_at| Instant::now() >= rested_at)
+            && let Some(examples) = self.adapter.due()
+        {
+            self.learn(examples);
+        }
     }
 
     fn learn(&mut self, examples: Vec<Arc<Example>>) {
@@ -103,25 +129,22 @@ fn be_nice() {
 }
 
 impl Predictor for AdaptiveRanker {
-    fn score(&mut self, text: &str) -> Option<Score> {
-        self.take_over();
-        Some(self.current.score(text))
+    fn score(&self, text: &str) -> Option<Score> {
+        if let Ok(mut pupil) = self.pupil.try_lock() {
+            self.take_over(&mut pupil);
+        }
+        let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
+        Some(current.score(text))
     }
 
-    fn observe(&mut self, answer: &Answer) {
-        self.take_over();
-        self.adapter.observe(&answer.text, answer.tokens, answer.censored);
-        self.learned.answers = self.adapter.observed();
-        if self.learning.is_none()
-            && self.rested_at.is_none_or(|rested_at| Instant::now() >= rested_at)
-            && let Some(examples) = self.adapter.due()
-        {
-            self.learn(examples);
-        }
+    fn observe(&self, answer: &Answer) {
+        let mut pupil = self.pupil.lock().unwrap_or_else(PoisonError::into_inner);
+        self.take_over(&mut pupil);
+        pupil.observe(answer);
     }
 
     fn learned(&self) -> Learned {
-        self.learned
+        self.pupil.lock().unwrap_or_else(PoisonError::into_inner).learned
     }
 }
 
@@ -133,7 +156,7 @@ mod tests {
     fn it_learns_the_lengths_of_the_served_model_and_keeps_them() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("learned.outrank");
-        let mut ranker = AdaptiveRanker::new(Ranker::shipped().clone(), Some(file.clone()));
+        let ranker = AdaptiveRanker::new(Ranker::shipped().clone(), Some(file.clone()));
         let asked = |word: &str, index: u32| format!("Item {index}: {word} it, please.");
         for index in 0..60 {
             for (word, tokens) in [("glorp", 12), ("zindle", 700)] {
@@ -145,9 +168,9 @@ mod tests {
         while ranker.learned().updates == 0 {
             assert!(started.elapsed() < Duration::from_secs(60), "nothing was learned");
             std::thread::sleep(Duration::from_millis(5));
-            ranker.take_over();
+            ranker.score("anything");
         }
-        let mut median = |word| ranker.score(&asked(word, 99)).unwrap().median_tokens();
+        let median = |word| ranker.score(&asked(word, 99)).unwrap().median_tokens();
         let (short, long) = (median("glorp"), median("zindle"));
         assert!(short < 60.0 && long > 200.0, "{short} {long}");
         assert_eq!(ranker.learned().answers, 120);

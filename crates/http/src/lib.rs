@@ -14,6 +14,7 @@ mod report;
 mod request_metrics;
 mod scorer;
 mod shadow;
+mod spots;
 mod traces;
 mod trust;
 

@@ -1,7 +1,9 @@
-//! Scoring off the token path: one thread, a bounded queue, and a deadline for everyone who waits.
+//! Scoring off the token path: one thread, a bounded queue, and a deadline for everyone who waits. Who may score by itself meanwhile
+//! is told in [`crate::spots`].
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,14 +13,15 @@ use outrank_ranker::Ranker;
 use tokio::sync::oneshot;
 
 use crate::ScorerMetrics;
+use crate::spots::Spots;
 
-/// Predicts output lengths, and hears what they were. It runs on a thread of its own. A closure from prompt to score is one.
-pub trait Predictor: Send {
-    /// Predicts the output length of a prompt, or declines.
-    fn score(&mut self, text: &str) -> Option<Score>;
+/// Predicts output lengths, and hears what they were. A closure from prompt to score is one.
+pub trait Predictor: Send + Sync {
+    /// Predicts the output length of a prompt, or declines. Several threads may ask at once.
+    fn score(&self, text: &str) -> Option<Score>;
 
-    /// An answer has ended.
-    fn observe(&mut self, _answer: &Answer) {}
+    /// An answer has ended. Only the scoring thread tells, and meanwhile others may ask for scores.
+    fn observe(&self, _answer: &Answer) {}
 
     /// What has been learned from answers.
     fn learned(&self) -> Learned {
@@ -26,8 +29,8 @@ pub trait Predictor: Send {
     }
 }
 
-impl<F: FnMut(&str) -> Option<Score> + Send> Predictor for F {
-    fn score(&mut self, text: &str) -> Option<Score> {
+impl<F: Fn(&str) -> Option<Score> + Send + Sync> Predictor for F {
+    fn score(&self, text: &str) -> Option<Score> {
         self(text)
     }
 }
@@ -72,11 +75,14 @@ pub struct Scorer {
     /// `None` without a ranker.
     queue: Option<Arc<Queue>>,
     max_queue: usize,
+    metrics: ScorerMetrics,
 }
 
-/// Work for the scoring thread.
-#[derive(Debug, Default)]
+/// Work for the scoring thread, and what does it.
 struct Queue {
+    predictor: Box<dyn Predictor>,
+    /// Where those who ask may score by themselves.
+    spots: Spots,
     state: Mutex<QueueState>,
     /// Prompts that wait to be scored.
     pending: AtomicUsize,
@@ -125,6 +131,12 @@ impl fmt::Debug for Job {
     }
 }
 
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
 impl Scorer {
     /// Starts the thread, if there is something to score with.
     pub fn start(
@@ -132,13 +144,19 @@ impl Scorer {
         max_queue: usize,
         metrics: ScorerMetrics,
     ) -> std::io::Result<Self> {
-        let Some(predictor) = predictor else { return Ok(Self { queue: None, max_queue }) };
-        let queue = Arc::new(Queue::default());
+        let Some(predictor) = predictor else { return Ok(Self { queue: None, max_queue, metrics }) };
+        let queue = Arc::new(Queue {
+            predictor,
+            spots: Spots::default(),
+            state: Mutex::default(),
+            pending: AtomicUsize::new(0),
+            dead: AtomicBool::new(false),
+            wake: Condvar::new(),
+        });
         let worker = Worker { queue: Arc::clone(&queue), lessons: Lessons::default() };
-        std::thread::Builder::new()
-            .name("outrank-scorer".into())
-            .spawn(move || worker.run(predictor, &metrics))?;
-        Ok(Self { queue: Some(queue), max_queue })
+        let of_thread = metrics.clone();
+        std::thread::Builder::new().name("outrank-scorer".into()).spawn(move || worker.run(&of_thread))?;
+        Ok(Self { queue: Some(queue), max_queue, metrics })
     }
 
     /// Whether there is something to score with.
@@ -158,9 +176,37 @@ impl Scorer {
 
     /// Asks for the score of a prompt, if it has a text. With a full queue, or a scorer that has died, there will be none.
     pub fn ask(&self, text: impl FnOnce() -> Option<String>) -> PendingScore {
+        let nothing = PendingScore { text: None, answer: None };
+        if self.queue.is_none() {
+            return nothing;
+        }
+        text().map_or(nothing, |text| self.ask_for(text.into()))
+    }
+
+    /// The score of a prompt, if it comes by the deadline: from the caller itself where that is cheaper than to wait for the thread
+    /// and holds nobody up, see [`crate::spots`].
+    pub async fn score_by(&self, text: Arc<str>, deadline: Instant) -> Option<Score> {
+        if let Some(queue) = &self.queue
+            && !queue.dead.load(Ordering::Acquire)
+            && let Some(spot) = queue.spots.take(text.len())
+        {
+            let asked = Instant::now();
+            let scored = catch_unwind(AssertUnwindSafe(|| queue.predictor.score(&text)));
+            drop(spot);
+            queue.spots.took(text.len(), asked.elapsed());
+            let Ok(score) = scored else {
+                // As if it had been the thread.
+                queue.die();
+                return None;
+            };
+            self.metrics.score_latency.observe(asked.elapsed().as_secs_f64());
+            return score;
+        }
+        self.ask_for(text).by(deadline).await
+    }
+
+    fn ask_for(&self, text: Arc<str>) -> PendingScore {
         let Some(queue) = &self.queue else { return PendingScore { text: None, answer: None } };
-        let Some(text) = text() else { return PendingScore { text: None, answer: None } };
-        let text: Arc<str> = text.into();
         let (reply, answer) = oneshot::channel();
         let job = Job::Score { text: Arc::clone(&text), asked: Instant::now(), reply: Reply::Waiting(reply) };
         let sent = queue.push(job, self.max_queue);
@@ -195,6 +241,17 @@ impl Drop for Scorer {
 }
 
 impl Queue {
+    /// Nothing is scored any more.
+    fn die(&self) {
+        self.dead.store(true, Ordering::Release);
+        let mut state = self.lock();
+        state.closed = true;
+        // Who waits for a score is told that none will come.
+        state.jobs.iter_mut().for_each(VecDeque::clear);
+        drop(state);
+        self.wake.notify_one();
+    }
+
     fn lock(&self) -> MutexGuard<'_, QueueState> {
         // No holder leaves it half-changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -254,17 +311,17 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self, mut predictor: Box<dyn Predictor>, metrics: &ScorerMetrics) {
+    fn run(mut self, metrics: &ScorerMetrics) {
         while let Some(job) = self.queue.take() {
             match job {
                 Job::Score { text, asked, reply } => {
                     self.queue.pending.fetch_sub(1, Ordering::Relaxed);
-                    score(&mut *predictor, metrics, &text, asked, reply);
+                    score(&self.queue, metrics, &text, asked, reply);
                 }
                 Job::Observe(answer) => {
                     if self.lessons.may_learn() {
-                        predictor.observe(&answer);
-                        metrics.count_learned(&predictor.learned());
+                        self.queue.predictor.observe(&answer);
+                        metrics.count_learned(&self.queue.predictor.learned());
                     }
                 }
             }
@@ -274,17 +331,18 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.queue.dead.store(true, Ordering::Release);
-        // Who waits for a score is told that none will come.
-        self.queue.lock().jobs.iter_mut().for_each(VecDeque::clear);
+        self.queue.die();
     }
 }
 
-fn score(predictor: &mut dyn Predictor, metrics: &ScorerMetrics, text: &str, asked: Instant, reply: Reply) {
+fn score(queue: &Queue, metrics: &ScorerMetrics, text: &str, asked: Instant, reply: Reply) {
     if matches!(&reply, Reply::Waiting(reply) if reply.is_closed()) {
         return;
     }
-    let Some(score) = predictor.score(text) else { return };
+    let begun = Instant::now();
+    let score = queue.predictor.score(text);
+    queue.spots.took(text.len(), begun.elapsed());
+    let Some(score) = score else { return };
     metrics.score_latency.observe(asked.elapsed().as_secs_f64());
     match reply {
         // The request may have left meanwhile.
@@ -349,7 +407,7 @@ mod tests {
 
     use super::*;
 
-    fn scorer(predictor: impl FnMut(&str) -> Option<Score> + Send + 'static) -> Scorer {
+    fn scorer(predictor: impl Fn(&str) -> Option<Score> + Send + Sync + 'static) -> Scorer {
         Scorer::start(Some(Box::new(predictor)), 4, ScorerMetrics::default()).unwrap()
     }
 
@@ -385,24 +443,24 @@ mod tests {
         let order = Arc::new(Mutex::new(Vec::new()));
         struct Slow {
             begun: std::sync::mpsc::Sender<()>,
-            held: std::sync::mpsc::Receiver<()>,
+            held: Mutex<std::sync::mpsc::Receiver<()>>,
             order: Arc<Mutex<Vec<String>>>,
         }
         impl Predictor for Slow {
-            fn score(&mut self, text: &str) -> Option<Score> {
+            fn score(&self, text: &str) -> Option<Score> {
                 self.order.lock().unwrap().push(text.to_owned());
                 if text == "first" {
                     self.begun.send(()).unwrap();
-                    self.held.recv().unwrap();
+                    self.held.lock().unwrap().recv().unwrap();
                 }
                 Score::new(7.0, 0.5).ok()
             }
 
-            fn observe(&mut self, answer: &Answer) {
+            fn observe(&self, answer: &Answer) {
                 self.order.lock().unwrap().push(answer.text.to_string());
             }
         }
-        let slow = Slow { begun, held, order: Arc::clone(&order) };
+        let slow = Slow { begun, held: held.into(), order: Arc::clone(&order) };
         let scorer = Scorer::start(Some(Box::new(slow)), 4, ScorerMetrics::default()).unwrap();
         scorer.ask_then("first".into(), |_| {});
         first_began.recv().unwrap();
@@ -439,8 +497,9 @@ mod tests {
     #[test]
     fn no_more_wait_than_may_and_a_dropped_scorer_ends_its_thread() {
         let (go, held) = channel::<()>();
+        let held = Mutex::new(held);
         let scorer = scorer(move |_| {
-            let _ = held.recv();
+            let _ = held.lock().unwrap().recv();
             None
         });
         let queue = Arc::clone(scorer.queue.as_ref().unwrap());

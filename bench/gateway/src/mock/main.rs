@@ -39,6 +39,9 @@ pub(crate) struct Args {
     /// Requests that run at once; the others queue. 0: no limit
     #[arg(long, default_value_t = 0)]
     seats: usize,
+    /// Say how many seats there are, as SGLang does
+    #[arg(long)]
+    says_seats: bool,
     /// With more than so many requests running, all slow down in proportion. 0: never
     #[arg(long, default_value_t = 0)]
     knee: usize,

@@ -84,7 +84,12 @@ fn other(mock: &Mock, head: &RequestHead, body: &[u8]) -> (u16, String) {
         (false, "/metrics") => mock.metrics(),
         (false, "/version") => json!({"version": "0.33.0"}).to_string(),
         (false, "/get_model_info" | "/model_info" | "/get_server_info" | "/server_info") => {
-            json!({"model_path": model, "served_model_name": model, "is_generation": true, "dp_size": 1}).to_string()
+            let mut info =
+                json!({"model_path": model, "served_model_name": model, "is_generation": true, "dp_size": 1});
+            if mock.args.says_seats {
+                info["internal_states"] = json!([{"effective_max_running_requests_per_dp": mock.args.seats}]);
+            }
+            info.to_string()
         }
         (false, "/mock/stats") => mock.stats().to_string(),
         (false, "/mock/log") => mock.logged().to_string(),

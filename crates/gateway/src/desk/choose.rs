@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use outrank_core::Timestamp;
 
 use super::Refused;
+use super::site::Site;
 use super::state::State;
 use crate::config::Mode;
 
@@ -24,27 +25,45 @@ impl State {
         })
     }
 
-    /// An upstream with room: one that requests are held for, if nobody waits for it, or one that orders by itself.
+    /// An upstream with room for a request that comes: one that requests are held for, if nobody waits who could take the seat, or one
+    /// that orders by itself.
     pub(super) fn choose(
         &self,
         now: Timestamp,
         pool: usize,
-        nobody_waits: bool,
-        avoid: Option<usize>,
+        lane: usize,
         affinity: Option<u64>,
     ) -> Option<usize> {
-        let held = if nobody_waits { self.choose_held(now, pool, avoid, affinity) } else { None };
-        held.or_else(|| self.choose_stamped(now, pool, avoid, affinity))
+        let (held, leaves) = (&self.pools[pool].held, self.leaves(now, lane));
+        // Who waits while a seat is free has to leave it; only who has not may pass.
+        let is_kept_for_it = self.config.spare_seats > 0 && leaves == 0 && held.waiting_in(lane) == 0;
+        let may_go = held.occupancy().0 == 0 || is_kept_for_it;
+        let held = if may_go { self.choose_held(now, pool, leaves, None, affinity) } else { None };
+        held.or_else(|| self.choose_stamped(now, pool, None, affinity))
+    }
+
+    /// Seats that a request of this tenant leaves free at an upstream that it is held for.
+    pub(super) fn leaves(&self, now: Timestamp, lane: usize) -> u32 {
+        let spare = self.config.spare_seats;
+        if spare == 0 || self.weights.len() < 2 {
+            return 0;
+        }
+        let held =
+            self.sites.iter().filter(|site| site.upstream.mode == Mode::Hold && site.is_available(now));
+        let seats = held.map(Site::capacity).fold(0, u32::saturating_add);
+        let waits = |lane| self.pools.iter().any(|pool| pool.held.waiting_in(lane) > 0);
+        if self.shares.must_leave(now, lane, seats, waits) { spare } else { 0 }
     }
 
     pub(super) fn choose_held(
         &self,
         now: Timestamp,
         pool: usize,
+        leaves: u32,
         avoid: Option<usize>,
         affinity: Option<u64>,
     ) -> Option<usize> {
-        self.choose_of(now, pool, Mode::Hold, avoid, affinity)
+        self.choose_of(now, pool, (Mode::Hold, leaves), avoid, affinity)
     }
 
     pub(super) fn choose_stamped(
@@ -54,7 +73,7 @@ impl State {
         avoid: Option<usize>,
         affinity: Option<u64>,
     ) -> Option<usize> {
-        self.choose_of(now, pool, Mode::Stamp, avoid, affinity)
+        self.choose_of(now, pool, (Mode::Stamp, 0), avoid, affinity)
     }
 
     /// Of the upstreams with room, the one with the least work to do for its weight; or the one that the request prefers, if it is
@@ -63,13 +82,16 @@ impl State {
         &self,
         now: Timestamp,
         pool: usize,
-        mode: Mode,
+        (mode, leaves): (Mode, u32),
         avoid: Option<usize>,
         affinity: Option<u64>,
     ) -> Option<usize> {
         let rooms = || {
             let sites = self.pools[pool].sites.iter().copied();
-            sites.filter(move |&at| self.sites[at].upstream.mode == mode && self.sites[at].has_room(now))
+            sites.filter(move |&at| {
+                let site = &self.sites[at];
+                site.upstream.mode == mode && site.has_room(now, leaves)
+            })
         };
         let load = |&at: &usize| (u8::from(Some(at) == avoid), self.sites[at].load());
         let least = rooms().min_by(|a, b| {

@@ -147,6 +147,7 @@ impl State {
                 pool.stamped.set_weight(lane, weight);
             }
         }
+        self.shares.set_weights(&weights);
         self.weights = weights;
     }
 

@@ -34,10 +34,10 @@ impl Latency {
     }
 }
 
-/// The first tenant sends `load` of what half of the seats can do; beside it, if wanted, a second sends ten times as much. Also tells
-/// the share of the time in which a seat was taken.
-fn serve(seats: u32, load: f64, beside: bool, seed: u64) -> (Latency, f64) {
-    let config = GatewayConfig { max_queue_requests: 64, ..GatewayConfig::default() };
+/// The first tenant sends `load` of what half of the seats can do; beside it, if wanted, a second sends ten times as much. So many
+/// seats are kept free. Also tells the share of the time in which a seat was taken.
+fn serve(seats: u32, load: f64, beside: bool, spare_seats: u32, seed: u64) -> (Latency, f64) {
+    let config = GatewayConfig { max_queue_requests: 64, spare_seats, ..GatewayConfig::default() };
     let mut run = Run::new(config, seats, &[1.0, 1.0], FIRST_TOKEN_S, TOKEN_S);
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut exponential = move || -(1.0 - rng.f64()).ln();
@@ -62,8 +62,8 @@ fn a_tenant_under_its_share_waits_for_a_seat_to_come_free_and_for_nobody_who_wai
     for (load, most_ratio) in [(0.3, 1.08), (0.6, 1.06), (0.85, 1.06)] {
         let (mut alone, mut beside) = (Latency::default(), Latency::default());
         for seed in 0..8 {
-            alone.add(&serve(SEATS / 2, load, false, seed).0);
-            let (latency, busy) = serve(SEATS, load, true, seed);
+            alone.add(&serve(SEATS / 2, load, false, 0, seed).0);
+            let (latency, busy) = serve(SEATS, load, true, 0, seed);
             beside.add(&latency);
             assert!(busy > 0.99, "{load}, {seed}: seats idled, {busy}");
         }
@@ -72,4 +72,22 @@ fn a_tenant_under_its_share_waits_for_a_seat_to_come_free_and_for_nobody_who_wai
         assert!(beside.ttft_s < alone.ttft_s + free_s, "{load}: {alone:?} alone, {beside:?} beside");
         assert!(beside.e2e_s < most_ratio * alone.e2e_s, "{load}: {alone:?} alone, {beside:?} beside");
     }
+}
+
+#[test]
+fn with_a_spare_seat_a_tenant_under_its_share_hardly_notices_the_other() {
+    for load in [0.3, 0.6, 0.85] {
+        let (mut alone, mut beside) = (Latency::default(), Latency::default());
+        for seed in 0..4 {
+            alone.add(&serve(SEATS / 2, load, false, 1, seed).0);
+            let (latency, busy) = serve(SEATS, load, true, 1, seed);
+            beside.add(&latency);
+            let seats = f64::from(SEATS);
+            assert!(busy > (seats - 1.0) / seats - 0.01, "{load}, {seed}: more than that seat idled, {busy}");
+        }
+        assert!(beside.ttft_s < 1.1 * alone.ttft_s, "{load}: {alone:?} alone, {beside:?} beside");
+        assert!(beside.e2e_s < 1.02 * alone.e2e_s, "{load}: {alone:?} alone, {beside:?} beside");
+    }
+    let (_, busy) = serve(SEATS, 10.0, false, 1, 0);
+    assert!(busy > 0.99, "a seat was kept for nobody: {busy}");
 }

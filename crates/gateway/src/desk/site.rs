@@ -80,9 +80,11 @@ impl Site {
         }
     }
 
-    /// Whether one more request may be sent there now.
-    pub(super) fn has_room(&self, now: Timestamp) -> bool {
-        self.is_available(now) && now >= self.paused_until && self.in_flight < self.capacity()
+    /// Whether one more request may be sent there now that leaves so many seats free; of few seats no more than half.
+    pub(super) fn has_room(&self, now: Timestamp, leaves: u32) -> bool {
+        let capacity = self.capacity();
+        let takes = capacity - leaves.min(capacity / 2);
+        self.is_available(now) && now >= self.paused_until && self.in_flight < takes
     }
 
     /// Expected work there for its weight.

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::overrun::Overrun;
 use super::site::Site;
+use super::tenants::Shares;
 use super::{Admitted, Ask, Ending, Progress, Refused, Turn, Verdict};
 use crate::clock::Clock;
 use crate::config::{GatewayConfig, Mode};
@@ -46,6 +47,8 @@ pub(super) struct Pool {
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) pool: usize,
+    /// The lane of its tenant.
+    pub(super) lane: usize,
     pub(super) class: Class,
     pub(super) stamped: bool,
     /// Tells it that its turn has come; `None` unless it waits.
@@ -74,6 +77,7 @@ pub(super) struct State {
     pub(super) by_model: HashMap<String, usize>,
     pub(super) live: HashMap<u64, Live>,
     pub(super) weights: Vec<(usize, f64)>,
+    pub(super) shares: Shares,
     pub(super) waiting: usize,
     next_id: u64,
     recounted: Timestamp,
@@ -88,6 +92,7 @@ impl State {
             by_model: HashMap::new(),
             live: HashMap::new(),
             weights: Vec::new(),
+            shares: Shares::default(),
             waiting: 0,
             next_id: 1,
             recounted: Timestamp::ZERO,
@@ -103,8 +108,8 @@ impl State {
     ) -> Result<(u64, Admitted, Placement), Refused> {
         let pool = self.pool_of(&ask.model)?;
         self.recount(now);
-        let nobody_waits = self.pools[pool].held.occupancy().0 == 0;
-        let site = self.choose(now, pool, nobody_waits, None, ask.affinity);
+        self.shares.asked(now, ask.lane);
+        let site = self.choose(now, pool, ask.lane, ask.affinity);
         if site.is_none() {
             self.check_queue(now, pool, ask)?;
         }
@@ -113,6 +118,7 @@ impl State {
         let stamped = site.is_some_and(|site| self.sites[site].upstream.mode == Mode::Stamp);
         let live = Live {
             pool,
+            lane: ask.lane,
             class: ask.class,
             stamped,
             wake: None,
@@ -222,7 +228,10 @@ impl State {
 
     /// Gives a request a seat. In stamp mode the upstream decides when it starts, so it counts as waiting until its first token.
     fn seat(&mut self, now: Timestamp, id: u64, site: usize, stamp: Option<f64>) -> Turn {
-        if let Some(&Live { pool, stamped, .. }) = self.live.get(&id) {
+        if let Some(&Live { pool, stamped, lane, .. }) = self.live.get(&id) {
+            if !stamped {
+                self.shares.took(lane);
+            }
             let book = self.book_of(pool, stamped);
             if !stamped {
                 book.started(RequestId(id));
@@ -244,8 +253,9 @@ impl State {
     pub(super) fn pump(&mut self, now: Timestamp) {
         while let Some((pool, id)) = self.next(now) {
             let Some(live) = self.live.get_mut(&id) else { return };
-            let (avoid, affinity) = (live.avoid, live.affinity);
-            let Some(site) = self.choose_held(now, pool, avoid, affinity) else { return };
+            let (avoid, affinity, lane) = (live.avoid, live.affinity, live.lane);
+            let leaves = self.leaves(now, lane);
+            let Some(site) = self.choose_held(now, pool, leaves, avoid, affinity) else { return };
             let turn = self.seat(now, id, site, None);
             // One that was given up is about to leave.
             if let Some(live) = self.live.get_mut(&id)
@@ -272,16 +282,25 @@ impl State {
         let mut first: Option<(Key, usize, u64)> = None;
         for at in 0..self.pools.len() {
             let pool = &self.pools[at];
-            let room = |&site: &usize| {
-                let site = &self.sites[site];
-                site.upstream.mode == Mode::Hold && site.has_room(now)
+            let room = |leaves: u32| {
+                pool.sites.iter().any(|&site| {
+                    let site = &self.sites[site];
+                    site.upstream.mode == Mode::Hold && site.has_room(now, leaves)
+                })
             };
-            if pool.held.occupancy().0 == 0 || !pool.sites.iter().any(room) {
+            if pool.held.occupancy().0 == 0 || !room(0) {
                 continue;
             }
+            let must_wait = |lane: usize| !room(self.leaves(now, lane));
+            let lanes = self.weights.iter().map(|&(lane, _)| lane);
+            let waiting = lanes.filter(|&lane| pool.held.waiting_in(lane) > 0);
+            let kept_out: Vec<usize> = match self.config.spare_seats {
+                0 => Vec::new(),
+                _ => waiting.filter(|&lane| must_wait(lane)).collect(),
+            };
             let seats: u32 = pool.sites.iter().map(|&site| self.sites[site].window.size()).sum();
             self.pools[at].held.set_seats(seats);
-            if let Some((id, key)) = self.pools[at].held.next(now)
+            if let Some((id, key)) = self.pools[at].held.next_but(now, &kept_out)
                 && first.is_none_or(|(best, ..)| key < best)
             {
                 first = Some((key, at, id.0));
@@ -340,6 +359,9 @@ impl State {
         let Some(at) = live.site.take() else { return };
         live.avoid = Some(at);
         let work_tokens = std::mem::take(&mut live.work_tokens);
+        if !live.stamped {
+            self.shares.released(live.lane);
+        }
         let site = &mut self.sites[at];
         site.released(work_tokens, std::mem::take(&mut live.began));
         match verdict {
@@ -406,6 +428,8 @@ impl State {
 
     pub(super) fn tick(&mut self, now: Timestamp) {
         self.recount(now);
+        let contend = self.shares.contend(now);
+        self.sites.iter_mut().for_each(|site| site.window.share(contend));
         self.pump(now);
         for at in 0..self.pools.len() {
             let pool = &mut self.pools[at];

@@ -30,6 +30,10 @@ const FIRST_REQUESTS: u32 = 4;
 const MAX_DOUBTS: f64 = 8.0;
 /// ... and how much of one each other first token takes back: the end of one answer may be seen after the beginning of the next.
 const FORGIVEN: f64 = 1.0 / 32.0;
+/// While tenants share a window, it goes one beyond the seats for the first so many ...
+const TRIAL: u32 = 64;
+/// ... of so many answers.
+const TRIAL_EVERY: u32 = 1024;
 /// Time for each token of an answer that is not streamed, in multiples of the best, up to which the window grows ...
 const WHOLE_GROWS_BELOW: f64 = 2.0;
 /// ... and above which it shrinks.
@@ -43,8 +47,8 @@ const WHOLE_SHRINKS_ABOVE: f64 = 3.0;
 /// requests that were there. Above a tenth of the window and one, the window shrinks by what is too much; below half of that
 /// it grows, doubling until it has shrunk for the first time. Only samples taken while the window was full count for growth.
 ///
-/// Where the engine says how many requests it works on at once, the window goes no further than that and one, whatever the latencies
-/// look like. Wrong numbers do no harm: below one that is too high the window finds its size as it would without, and one that is
+/// Where the engine says how many requests it works on at once, the window goes no further than that and one (than that, while several
+/// tenants send requests), whatever the latencies look like. Wrong numbers do no harm: below one that is too high the window finds its size as it would without, and one that is
 /// too low is not believed once more answers are streamed at once than there could be.
 ///
 /// Answers that are not streamed have no first token. For them the time for each token is compared with the best: coarse,
@@ -53,6 +57,10 @@ const WHOLE_SHRINKS_ABOVE: f64 = 3.0;
 pub(crate) struct Window {
     bounds: (f64, f64),
     said: Option<Said>,
+    /// Whether several tenants use it.
+    shared: bool,
+    /// Answers that have begun.
+    begun: u32,
     size: f64,
     doubling: bool,
     best_s: [f64; PROMPT_BUCKETS],
@@ -91,6 +99,8 @@ impl Window {
             size: f64::from(FIRST_REQUESTS).clamp(bounds.0, bounds.1),
             bounds,
             said: None,
+            shared: false,
+            begun: 0,
             doubling: true,
             best_s: [f64::INFINITY; PROMPT_BUCKETS],
             residence_s: FIRST_RESIDENCE_S,
@@ -101,7 +111,19 @@ impl Window {
 
     /// Requests that may be there.
     pub(crate) fn size(&self) -> u32 {
-        self.size as u32
+        let seats = self.seats().filter(|_| self.ends_at_seats()).map_or(f64::INFINITY, f64::from);
+        self.size.min(seats.max(self.bounds.0)) as u32
+    }
+
+    /// Several tenants use it now, or not.
+    pub(crate) fn share(&mut self, shared: bool) {
+        self.shared = shared;
+    }
+
+    /// Whether nothing may wait there: who shares the seats with other tenants would have to wait for that too. Now and then one
+    /// request may, because too low a number of seats would else never be found out.
+    fn ends_at_seats(&self) -> bool {
+        self.shared && self.begun % TRIAL_EVERY >= TRIAL
     }
 
     /// Takes other bounds, and keeps what it has learned.
@@ -129,8 +151,11 @@ impl Window {
 
     /// One more answer has begun, and so many are being streamed at once.
     pub(crate) fn streams(&mut self, streamed: u32) {
+        // As many as there may be say nothing.
+        let forgiven = if self.ends_at_seats() { 0.0 } else { FORGIVEN };
+        self.begun = self.begun.wrapping_add(1);
         if let Some(said) = self.said.as_mut().filter(|said| said.doubts < MAX_DOUBTS) {
-            let change = if streamed > said.seats { 1.0 } else { -FORGIVEN };
+            let change = if streamed > said.seats { 1.0 } else { -forgiven };
             said.doubts = (said.doubts + change).max(0.0);
         }
     }
@@ -238,8 +263,20 @@ mod tests {
 
     /// The same engine, where it says how many it has.
     fn settled_told(seats: f64, service_s: f64, config: WindowConfig, said: Option<u32>) -> Vec<u32> {
+        settled_shared(seats, service_s, config, said, false)
+    }
+
+    /// The same engine, where several tenants may use it.
+    fn settled_shared(
+        seats: f64,
+        service_s: f64,
+        config: WindowConfig,
+        said: Option<u32>,
+        shared: bool,
+    ) -> Vec<u32> {
         let mut window = Window::new(config);
         window.engine_says(said);
+        window.share(shared);
         let mut sizes = Vec::new();
         for answer in 0..4000u32 {
             // The first requests find an empty engine.
@@ -277,6 +314,22 @@ mod tests {
                 let (low, high) = (*sizes.iter().min().unwrap(), *sizes.iter().max().unwrap());
                 let found = f64::from(low) >= seats && f64::from(high) <= seats * 1.2 + 3.0;
                 assert!(found, "{seats}, said to be {wrong}: {low} to {high}");
+            }
+        }
+    }
+
+    #[test]
+    fn where_tenants_share_it_nothing_waits_inside_and_wrong_seats_do_no_harm_either() {
+        for (seats, service_s) in [(4.0, 3.0), (8.0, 0.5), (64.0, 8.0)] {
+            let told = |said| settled_shared(seats, service_s, WindowConfig::default(), said, true);
+            let sizes = told(Some(seats as u32));
+            let beyond = sizes.iter().filter(|&&size| f64::from(size) != seats).count();
+            assert!(beyond * 10 < sizes.len(), "{seats}: not its seats {beyond} times of {}", sizes.len());
+            for wrong in [None, Some(1), Some(seats as u32 / 2), Some(10_000)] {
+                let sizes = told(wrong);
+                let (low, high) = (*sizes.iter().min().unwrap(), *sizes.iter().max().unwrap());
+                let found = f64::from(low) >= seats && f64::from(high) <= seats * 1.2 + 3.0;
+                assert!(found, "{seats}, said to be {wrong:?}: {low} to {high}");
             }
         }
     }

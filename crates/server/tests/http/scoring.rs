@@ -80,11 +80,11 @@ async fn a_short_prediction_passes_longer_ones_that_came_first() {
 struct Listener(Arc<Mutex<Vec<Answer>>>);
 
 impl Predictor for Listener {
-    fn score(&mut self, _: &str) -> Option<Score> {
+    fn score(&self, _: &str) -> Option<Score> {
         None
     }
 
-    fn observe(&mut self, answer: &Answer) {
+    fn observe(&self, answer: &Answer) {
         self.0.lock().unwrap().push(answer.clone());
     }
 

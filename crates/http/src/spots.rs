@@ -1,0 +1,191 @@
+//! Who may score a prompt by itself, instead of handing it to the scoring thread and waiting for what comes back.
+//!
+//! For a short prompt the two wake-ups that the thread costs take longer than the score. But a worker of the runtime that scores
+//! relays no tokens. Therefore one worker is always left to: of `n` workers `n - 1` may score at once. What waits for them is
+//! taken over by the one that is left. Nor may a score take long: only short prompts are scored so, and only by a predictor whose
+//! latest scores, wherever they were made, took no longer than a few wake-ups do. With one worker there are no spots.
+
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+/// The longest prompt, in bytes: twice what an encoder of 128 pieces reads of ordinary text.
+const MAX_TEXT_BYTES: usize = 2 << 10;
+/// What a score may take.
+const MAX_SCORE: Duration = Duration::from_micros(200);
+/// Scores in a row that took no longer, before there are spots; and twice as many are remembered.
+const MIN_FAST_SCORES: u32 = 16;
+
+/// Spots for scoring.
+#[derive(Debug, Default)]
+pub(crate) struct Spots {
+    taken: AtomicUsize,
+    /// Scores that were fast; each slow one halves it.
+    fast: AtomicU32,
+}
+
+/// A spot that is taken until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Spot<'a>(&'a Spots);
+
+impl Spots {
+    /// A spot for a prompt of so many bytes, if the caller may have one.
+    pub(crate) fn take(&self, text_bytes: usize) -> Option<Spot<'_>> {
+        if text_bytes > MAX_TEXT_BYTES || self.fast.load(Ordering::Relaxed) < MIN_FAST_SCORES {
+            return None;
+        }
+        let workers = Handle::try_current().ok()?.metrics().num_workers();
+        let more = |taken| (taken + 1 < workers).then_some(taken + 1);
+        self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Spot(self))
+    }
+
+    /// The score of a prompt of so many bytes took so long.
+    pub(crate) fn took(&self, text_bytes: usize, time: Duration) {
+        if text_bytes <= MAX_TEXT_BYTES {
+            let fast = self.fast.load(Ordering::Relaxed);
+            let now = if time <= MAX_SCORE { (fast + 1).min(2 * MIN_FAST_SCORES) } else { fast / 2 };
+            // Of two at once one may be forgotten.
+            self.fast.store(now, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Spot<'_> {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::sync::{Arc, Mutex};
+    use std::time::Instant;
+
+    use outrank_core::Score;
+    use tokio::runtime::{Builder, Runtime};
+
+    use super::*;
+    use crate::{Scorer, ScorerMetrics};
+
+    const WORKERS: usize = 2;
+
+    fn runtime() -> Runtime {
+        Builder::new_multi_thread().worker_threads(WORKERS).enable_time().build().unwrap()
+    }
+
+    fn scorer(predictor: impl Fn(&str) -> Option<Score> + Send + Sync + 'static) -> Arc<Scorer> {
+        Arc::new(Scorer::start(Some(Box::new(predictor)), 64, ScorerMetrics::default()).unwrap())
+    }
+
+    /// Whether the scoring thread calls.
+    fn on_scoring_thread() -> bool {
+        std::thread::current().name() == Some("outrank-scorer")
+    }
+
+    /// A predictor that tells who called it: a median of 1 token is said by the scoring thread, one of 2 by others.
+    fn who(_: &str) -> Option<Score> {
+        Score::new(if on_scoring_thread() { 1.0 } else { 2.0 }, 0.5).ok()
+    }
+
+    /// Asks on a worker for a score.
+    fn ask(runtime: &Runtime, scorer: &Arc<Scorer>, text: &str) -> Option<f64> {
+        let (scorer, text) = (Arc::clone(scorer), Arc::from(text));
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let asked = async move { scorer.score_by(text, deadline).await };
+        runtime.block_on(runtime.spawn(asked)).unwrap().map(|score| f64::from(score.median_tokens()))
+    }
+
+    /// Asks until the caller scores by itself.
+    fn warm_up(runtime: &Runtime, scorer: &Arc<Scorer>) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while ask(runtime, scorer, "warm up") != Some(2.0) {
+            assert!(Instant::now() < deadline, "the predictor never counts as fast");
+        }
+    }
+
+    #[test]
+    fn who_asks_scores_short_prompts_once_the_predictor_has_proved_fast() {
+        let (runtime, scorer) = (runtime(), scorer(who));
+        assert_eq!(ask(&runtime, &scorer, "first"), Some(1.0));
+        warm_up(&runtime, &scorer);
+        let long = "long ".repeat(MAX_TEXT_BYTES);
+        assert_eq!(ask(&runtime, &scorer, &long), Some(1.0), "a long prompt would hold the worker up");
+    }
+
+    #[test]
+    fn a_slow_predictor_is_left_to_its_thread() {
+        let slow = |text: &str| {
+            std::thread::sleep(2 * MAX_SCORE);
+            who(text)
+        };
+        let (runtime, scorer) = (runtime(), scorer(slow));
+        for _ in 0..3 * MIN_FAST_SCORES {
+            assert_eq!(ask(&runtime, &scorer, "x"), Some(1.0));
+        }
+    }
+
+    #[test]
+    fn one_that_becomes_slow_loses_its_spots_and_gets_them_back() {
+        let spots = Spots::default();
+        let may = || spots.fast.load(Ordering::Relaxed) >= MIN_FAST_SCORES;
+        (0..100).for_each(|_| spots.took(1, MAX_SCORE));
+        spots.took(1, 2 * MAX_SCORE);
+        assert!(may(), "a slow one now and then is the machine's fault");
+        spots.took(MAX_TEXT_BYTES + 1, 9 * MAX_SCORE);
+        assert!(may(), "a long prompt says nothing of short ones");
+        spots.took(1, 2 * MAX_SCORE);
+        assert!(!may());
+        (0..MIN_FAST_SCORES).for_each(|_| spots.took(1, MAX_SCORE));
+        assert!(may());
+    }
+
+    #[test]
+    fn one_worker_is_always_left_and_without_a_second_there_are_no_spots() {
+        let spots = Spots::default();
+        (0..MIN_FAST_SCORES).for_each(|_| spots.took(1, Duration::ZERO));
+        assert!(spots.take(1).is_none(), "no runtime");
+        let single = Builder::new_current_thread().build().unwrap();
+        assert!(single.block_on(async { spots.take(1).is_none() }), "one worker");
+        runtime().block_on(async {
+            let taken: Vec<_> = (1..WORKERS).map(|_| spots.take(1).unwrap()).collect();
+            assert!(spots.take(1).is_none(), "the last worker");
+            drop(taken);
+            assert!(spots.take(1).is_some());
+        });
+    }
+
+    #[test]
+    fn while_every_spot_is_taken_the_thread_scores() {
+        let ((begun, first_began), (go, held)) = (channel(), channel::<()>());
+        let held = Mutex::new(held);
+        let holding = move |text: &str| {
+            if text == "hold" && !on_scoring_thread() {
+                begun.send(()).unwrap();
+                held.lock().unwrap().recv().unwrap();
+            }
+            who(text)
+        };
+        let (runtime, scorer) = (runtime(), scorer(holding));
+        warm_up(&runtime, &scorer);
+        let held = Arc::clone(&scorer);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let held = runtime.spawn(async move { held.score_by("hold".into(), deadline).await });
+        first_began.recv_timeout(Duration::from_secs(30)).unwrap();
+        assert_eq!(ask(&runtime, &scorer, "x"), Some(1.0));
+        go.send(()).unwrap();
+        assert!(runtime.block_on(held).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_panic_of_who_scores_by_itself_is_the_predictors_end_and_nobody_elses() {
+        let runtime = runtime();
+        let scorer = scorer(|text| if text == "panic" { panic!("broken") } else { who(text) });
+        warm_up(&runtime, &scorer);
+        assert_eq!(ask(&runtime, &scorer, "panic"), None);
+        assert!(!scorer.is_alive());
+        assert_eq!(ask(&runtime, &scorer, "x"), None);
+    }
+}
