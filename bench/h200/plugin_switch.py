@@ -41,7 +41,7 @@ def logged(stock):
     """The subclass of vLLM's scheduler class that logs its steps."""
 
     class Logged(stock):
-        _vllm_s, _done_s = 0.0, None
+        _vllm_s, _logged_s, _done_s = 0.0, 0.0, None  # in vLLM's schedule(); in it and in logging it; when the last step was done
 
         def schedule(self, *args, **kwargs):
             start = time.monotonic()
@@ -56,6 +56,7 @@ def logged(stock):
                 batch = [output.total_num_scheduled_tokens - decodes, len(scheduled) - decodes, decodes, context, len(self.waiting),
                          len(self.running), len(output.preempted_req_ids or ())]  # fmt: skip
                 self._steps.append({"start_s": start, "batch": batch, "vllm_s": self._vllm_s, "plugin_s": 0.0, "hooks_s": 0.0, "on": 0})
+            self._logged_s = time.monotonic() - start
             return output
 
         def update_from_output(self, scheduler_output, *args, **kwargs):
@@ -148,7 +149,7 @@ def make(**arguments):
                 self._flip()
             output = plugin.schedule(self, *args, **kwargs)
             if self._steps and output.total_num_scheduled_tokens:
-                own_s = time.monotonic() - start - self._vllm_s
+                own_s = time.monotonic() - start - self._logged_s
                 self._steps[-1] |= {"plugin_s": own_s, "hooks_s": other_s, "on": int(not self._aside)}
             self._hooks_s = 0.0
             return output

@@ -1,20 +1,14 @@
 //! A ranker that learns from the requests that are served.
 
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
 
 use outrank_core::Score;
-use outrank_ranker::adapt::{Adapted, Adapter, adapt};
+use outrank_ranker::adapt::{Adapter, adapt};
+use outrank_ranker::learner::Learner;
 use outrank_ranker::{Example, Ranker};
 
 use crate::{Answer, Learned, Predictor};
-
-/// Learning takes one part in so many of the time: serving goes first.
-const MIN_PAUSES: u32 = 20;
-/// The niceness of the learning thread: it takes what nobody else wants.
-const NICENESS: i32 = 19;
 
 /// Scores with a ranker, and makes it the served model's own: every so often it learns from the newest answers, on a thread
 /// beside the scoring one, and takes over what it learned, mixed with the ranker it started from. It keeps features
@@ -33,9 +27,7 @@ struct Pupil {
     /// What every learning starts from.
     prior: Ranker,
     adapter: Adapter,
-    learning: Option<Receiver<(Option<Adapted>, Duration)>>,
-    /// When it may learn again.
-    rested_at: Option<Instant>,
+    learner: Learner,
     /// Where a learned ranker is kept, if anywhere.
     file: Option<PathBuf>,
     learned: Learned,
@@ -47,8 +39,7 @@ impl AdaptiveRanker {
         let pupil = Pupil {
             prior: ranker.clone(),
             adapter: Adapter::default(),
-            learning: None,
-            rested_at: None,
+            learner: Learner::default(),
             file,
             learned: Learned::default(),
         };
@@ -65,15 +56,7 @@ impl AdaptiveRanker {
 
 impl Pupil {
     fn learned_by_now(&mut self) -> Option<Ranker> {
-        let (adapted, took) = match self.learning.as_ref()?.try_recv() {
-            Ok(learned) => learned,
-            Err(TryRecvError::Empty) => return None,
-            // The thread panicked: the ranker in force stays.
-            Err(TryRecvError::Disconnected) => (None, Duration::ZERO),
-        };
-        self.learning = None;
-        self.rested_at = Some(Instant::now() + took * MIN_PAUSES);
-        let adapted = adapted?;
+        let adapted = self.learner.learned()?;
         tracing::info!(
             examples = adapted.examples,
             prior_share = adapted.prior_share,
@@ -89,8 +72,7 @@ impl Pupil {
     fn observe(&mut self, answer: &Answer) {
         self.adapter.observe(&answer.text, answer.tokens, answer.censored);
         self.learned.answers = self.adapter.observed();
-        if self.learning.is_none()
-            && self.rested_at.is_none_or(|rested_at| Instant::now() >= rested_at)
+        if self.learner.is_rested()
             && let Some(examples) = self.adapter.due()
         {
             self.learn(examples);
@@ -99,32 +81,18 @@ impl Pupil {
 
     fn learn(&mut self, examples: Vec<Arc<Example>>) {
         let (prior, file) = (self.prior.clone(), self.file.clone());
-        let (send, receive) = sync_channel(1);
         let work = move || {
-            be_nice();
-            let started = Instant::now();
-            let adapted = adapt(&prior, &examples);
-            let took = started.elapsed();
-            if let (Some(adapted), Some(file)) = (&adapted, file)
+            let adapted = adapt(&prior, &examples)?;
+            if let Some(file) = file
                 && let Err(error) = adapted.ranker.save(&file)
             {
                 tracing::warn!(%error, "cannot keep what was learned");
             }
-            // The server may have stopped meanwhile.
-            let _ = send.send((adapted, took));
+            Some(adapted)
         };
-        match std::thread::Builder::new().name("outrank-learner".into()).spawn(work) {
-            Ok(_) => self.learning = Some(receive),
-            Err(error) => tracing::warn!(%error, "cannot start the learning thread"),
+        if let Err(error) = self.learner.start(work) {
+            tracing::warn!(%error, "cannot start the learning thread");
         }
-    }
-}
-
-/// Lets the thread that calls give way to all others.
-fn be_nice() {
-    // On Linux a thread has a niceness of its own.
-    if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS) {
-        tracing::debug!(%error, "learning cannot give way to serving");
     }
 }
 
@@ -150,6 +118,8 @@ impl Predictor for AdaptiveRanker {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     #[test]

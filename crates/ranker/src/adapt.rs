@@ -99,11 +99,13 @@ pub struct Adapted {
     pub prior_tau_b: f64,
 }
 
-/// The settings of [`adapt`]: fewer folds, penalties and passes than training from a trace, since it is done again and again.
+/// The settings of [`adapt`]: fewer folds, penalties and passes than training from a trace, since it is done again and again, and no
+/// more than one thread, since others serve meanwhile.
 fn config(prior: &Ranker) -> TrainConfig {
     TrainConfig {
         all: true,
         folds: 3,
+        parallel: false,
         penalties: vec![8.0, 2.0, 0.5],
         epochs: 8,
         prior: Some(prior.clone()),

@@ -11,6 +11,7 @@ mod encoder;
 pub mod evaluate;
 pub mod features;
 pub mod file;
+pub mod learner;
 mod ranker;
 pub mod shipped;
 pub mod tau;

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use outrank_core::Score;
 use outrank_ranker::adapt::{Adapted, Adapter, adapt};
+use outrank_ranker::learner::Learner;
 use outrank_ranker::train::learn;
 use outrank_ranker::{Example, Ranker, TrainConfig};
 
@@ -44,7 +45,7 @@ impl Worker {
             prior: ranker.clone(),
             current: ranker,
             adapter: learn.then(Adapter::default),
-            learning: None,
+            learner: Learner::default(),
             prompts: HashMap::new(),
             outbox,
         };
@@ -70,7 +71,7 @@ struct State {
     current: Option<Ranker>,
     /// `None` where nothing is to be learned.
     adapter: Option<Adapter>,
-    learning: Option<Receiver<Option<Adapted>>>,
+    learner: Learner,
     /// Prompts of requests that have not ended: no more than vLLM itself holds.
     prompts: HashMap<u64, String>,
     outbox: Sender<Said>,
@@ -98,33 +99,22 @@ impl State {
         let Some(prompt) = self.prompts.remove(&number) else { return };
         let (Some(adapter), Some((tokens, censored))) = (&mut self.adapter, length) else { return };
         adapter.observe(&prompt, tokens, censored);
-        if self.learning.is_some() {
+        if !self.learner.is_rested() {
             return;
         }
         let Some(examples) = adapter.due() else { return };
-        let (prior, (send, receive)) = (self.prior.clone(), channel());
-        let work = move || {
-            // The engine may have stopped meanwhile.
-            let _ = send.send(match &prior {
-                Some(prior) => adapt(prior, &examples),
-                None => from_nothing(&examples),
-            });
+        let prior = self.prior.clone();
+        let work = move || match &prior {
+            Some(prior) => adapt(prior, &examples),
+            None => from_nothing(&examples),
         };
-        if thread::Builder::new().name("outrank-learner".into()).spawn(work).is_ok() {
-            self.learning = Some(receive);
-        }
+        // Without a thread the ranker in force stays.
+        let _ = self.learner.start(work);
     }
 
     /// Takes over what has been learned by now, and scores anew those who wait if they had no score.
     fn take_over(&mut self) {
-        let adapted = match self.learning.as_ref().map(Receiver::try_recv) {
-            None | Some(Err(TryRecvError::Empty)) => return,
-            // The learner panicked: the ranker in force stays.
-            Some(Err(TryRecvError::Disconnected)) => None,
-            Some(Ok(adapted)) => adapted,
-        };
-        self.learning = None;
-        let Some(adapted) = adapted else { return };
+        let Some(adapted) = self.learner.learned() else { return };
         let _ = self.outbox.send(Said::Learned(adapted.tau_b));
         if self.current.is_none() {
             for (&number, prompt) in &self.prompts {
@@ -140,6 +130,7 @@ fn from_nothing(examples: &[Arc<Example>]) -> Option<Adapted> {
     let config = TrainConfig {
         all: true,
         folds: 3,
+        parallel: false,
         penalties: vec![8.0, 2.0, 0.5],
         epochs: 8,
         prior: None,

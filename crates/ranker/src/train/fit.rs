@@ -43,8 +43,9 @@ struct Path {
 pub(super) fn fit(data: &Data, config: &TrainConfig, progress: &mut dyn FnMut(Progress)) -> Fit {
     let folds: Vec<Fold> = (0..data.folds).map(|fold| split(data, fold)).collect();
     let penalty = best_penalty(data, &folds, config, progress);
-    let paths =
-        each(&folds, |index, fold| path(data, fold, penalty, config, config.seed.wrapping_add(index as u64)));
+    let paths = each(&folds, config, |index, fold| {
+        path(data, fold, penalty, config, config.seed.wrapping_add(index as u64))
+    });
     let taus: Vec<f64> =
         (0..=config.passes()).map(|epoch| tau(data, &gather(data, &folds, &paths, epoch))).collect();
     let epochs = best(&taus);
@@ -61,9 +62,12 @@ pub(super) fn fit(data: &Data, config: &TrainConfig, progress: &mut dyn FnMut(Pr
     Fit { weights, unseen, tau_b: taus[epochs], penalty, epochs }
 }
 
-/// Runs a job for each fold on a thread of its own; the folds share nothing, so the result does not depend
+/// Runs a job for each fold, in parallel if so wanted; the folds share nothing, so the result does not depend
 /// on how the threads run.
-fn each<T: Send>(folds: &[Fold], job: impl Fn(usize, &Fold) -> T + Sync) -> Vec<T> {
+fn each<T: Send>(folds: &[Fold], config: &TrainConfig, job: impl Fn(usize, &Fold) -> T + Sync) -> Vec<T> {
+    if !config.parallel {
+        return folds.iter().enumerate().map(|(index, fold)| job(index, fold)).collect();
+    }
     std::thread::scope(|scope| {
         let job = &job;
         let start = |(index, fold)| scope.spawn(move || job(index, fold));
@@ -93,8 +97,9 @@ fn best_penalty(
     let (mut best, mut best_index) = (f64::NEG_INFINITY, 0);
     let mut starts: Vec<Option<Vec<f64>>> = vec![None; folds.len()];
     for (index, &penalty) in config.penalties.iter().enumerate() {
-        starts =
-            each(folds, |at, fold| Some(ridge::fit(data, &fold.learned, penalty, starts[at].as_deref())));
+        starts = each(folds, config, |at, fold| {
+            Some(ridge::fit(data, &fold.learned, penalty, starts[at].as_deref()))
+        });
         let mut scores = vec![0.0; data.rows()];
         for (fold, weights) in folds.iter().zip(starts.iter().flatten()) {
             fold.unseen.iter().for_each(|&row| scores[row] = data.dot(row, weights));

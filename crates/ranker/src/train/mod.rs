@@ -69,6 +69,8 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Folds of the cross-validation, at least 2. The ranker is the mean of the folds' models.
     pub folds: usize,
+    /// Whether every fold learns on a thread of its own, or all on that of the caller, one after the other.
+    pub parallel: bool,
     /// Penalties to choose from, largest first, in any unit of standardised squared ln-length.
     pub penalties: Vec<f64>,
     /// What the passes make smaller.
@@ -94,6 +96,7 @@ impl Default for TrainConfig {
             all: false,
             seed: 1,
             folds: 5,
+            parallel: true,
             penalties: vec![256.0, 128.0, 64.0, 32.0, 16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.125],
             objective: Objective::ListMle,
             epochs: 16,
