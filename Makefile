@@ -11,6 +11,7 @@ HOST      ?= 127.0.0.1
 PORT      ?= 8000
 NEXTEST   := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 TRACE     := traces/smollm2-135m.jsonl.gz
+RUNS      ?= results/h200/plugin-h200
 
 .PHONY: refusals-gateway test-upstreams gateway-bench bench-gateway bench-relief soak-gateway faults-gateway judge-openai judge-schemathesis judge-guidellm secrets-gateway judges test-vllm test-vllm-contract help setup model build serve test check demo ranker trace paper reality reality-plugin reality-cpu ranker-table simulated bench-sim bench-plan bench-score bench-engine clean
 
@@ -67,11 +68,11 @@ reality: build ## the simulator against the measured runs of results/h200
 	python3 scripts/reality.py --outrank $(OUTRANK) --runs results/h200/reality.jsonl.gz --profile h200-llama3-8b
 	python3 scripts/reality.py --outrank $(OUTRANK) --runs results/h200/reality.jsonl.gz --profile h200-llama3-8b --steps results/h200/steps.jsonl.gz
 
-reality-plugin: build ## the simulator against the plug-in's runs in vLLM (results/h200/plugin); DATA=DIR has length/
-	@test -n "$(DATA)" || { echo "usage: make reality-plugin DATA=DIR (with length/)" >&2; exit 2; }
+reality-plugin: build ## the simulator against the plug-in's runs in vLLM (RUNS=results/h200/plugin-h200); DATA=DIR has length/
+	@test -n "$(DATA)" || { echo "usage: make reality-plugin DATA=DIR (with length/) [RUNS=results/h200/plugin]" >&2; exit 2; }
 	bash bench/h200/requests.sh $(OUTRANK) $(DATA) .cache/plugin
-	for steps in "" "--steps results/h200/plugin/steps.jsonl.gz"; do \
-	  python3 scripts/reality.py --outrank $(OUTRANK) --runs results/h200/plugin/runs.jsonl.gz --profile results/h200/plugin/h100.toml \
+	for steps in "" "--steps $(RUNS)/steps.jsonl.gz"; do \
+	  python3 scripts/reality.py --outrank $(OUTRANK) --runs $(RUNS)/runs.jsonl.gz --profile $(RUNS)/*.toml \
 	    --policies stock=fcfs,outrank=outrank,ltr=ltr,oracle=oracle-sjf --requests .cache/plugin/requests.jsonl.gz \
 	    --ranker .cache/plugin/trained.outrank --only burst,:1. $$steps; done
 
