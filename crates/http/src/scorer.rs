@@ -184,7 +184,7 @@ impl Scorer {
     }
 
     /// The score of a prompt, if it comes by the deadline: from the caller itself where that is cheaper than to wait for the thread
-    /// and holds nobody up, see [`crate::spots`].
+    /// and holds nobody up, see `spots.rs`.
     pub async fn score_by(&self, text: Arc<str>, deadline: Instant) -> Option<Score> {
         if let Some(queue) = &self.queue
             && !queue.dead.load(Ordering::Acquire)
