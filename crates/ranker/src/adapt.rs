@@ -99,19 +99,20 @@ pub struct Adapted {
     pub prior_tau_b: f64,
 }
 
-/// The settings of [`adapt`]: fewer folds, penalties and passes than training from a trace, since it is done again and again, and no
-/// more than one thread, since others serve meanwhile.
-fn config(prior: &Ranker) -> TrainConfig {
+/// The settings of learning while serving: fewer folds, penalties and passes than training from a trace, since it is done again and
+/// again, and no more than one thread, since others serve meanwhile.
+fn config(prior: Option<&Ranker>) -> TrainConfig {
+    let usual = TrainConfig::default();
     TrainConfig {
         all: true,
         folds: 3,
         parallel: false,
         penalties: vec![8.0, 2.0, 0.5],
         epochs: 8,
-        prior: Some(prior.clone()),
-        licence: prior.card().licence.clone(),
+        prior: prior.cloned(),
+        licence: prior.map_or(usual.licence, |prior| prior.card().licence.clone()),
         command: "learned while serving".into(),
-        ..TrainConfig::default()
+        ..usual
     }
 }
 
@@ -121,9 +122,18 @@ pub fn adapt(prior: &Ranker, examples: &[Arc<Example>]) -> Option<Adapted> {
     let raw: Vec<f64> = examples.iter().map(|example| f64::from(example.raw(prior))).collect();
     let lengths: Vec<f64> = examples.iter().map(|example| f64::from(example.tokens)).collect();
     let prior_tau_b = kendall_tau_b(&raw, &lengths).unwrap_or(0.0);
-    let (ranker, report) = learn(&config(prior), &[examples], &mut |_: Progress| {}).ok()?;
+    let (ranker, report) = learn(&config(Some(prior)), &[examples], &mut |_: Progress| {}).ok()?;
     let (tau_b, prior_share) = (report.validation_tau_b, report.prior_share?);
     Some(Adapted { ranker, examples: examples.len(), prior_share, tau_b, prior_tau_b })
+}
+
+/// Learns from served answers without a ranker to start from. `None` where unseen answers are not ordered clearly better than by
+/// chance.
+pub fn from_nothing(examples: &[Arc<Example>]) -> Option<Adapted> {
+    let (ranker, report) = learn(&config(None), &[examples], &mut |_: Progress| {}).ok()?;
+    let tau_b = report.validation_tau_b;
+    let clear = tau_b > 0.5 / (examples.len() as f64).sqrt();
+    clear.then_some(Adapted { ranker, examples: examples.len(), prior_share: 0.0, tau_b, prior_tau_b: 0.0 })
 }
 
 #[cfg(test)]

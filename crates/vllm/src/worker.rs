@@ -1,15 +1,13 @@
 //! Scoring and learning, off the engine's loop.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use outrank_core::Score;
-use outrank_ranker::adapt::{Adapted, Adapter, adapt};
+use outrank_ranker::Ranker;
+use outrank_ranker::adapt::{Adapter, adapt, from_nothing};
 use outrank_ranker::learner::Learner;
-use outrank_ranker::train::learn;
-use outrank_ranker::{Example, Ranker, TrainConfig};
 
 /// What the worker is asked to do.
 #[derive(Debug)]
@@ -123,22 +121,4 @@ impl State {
         }
         self.current = Some(adapted.ranker);
     }
-}
-
-/// Learns without a ranker to start from. `None` where unseen answers are not ordered clearly better than by chance.
-fn from_nothing(examples: &[Arc<Example>]) -> Option<Adapted> {
-    let config = TrainConfig {
-        all: true,
-        folds: 3,
-        parallel: false,
-        penalties: vec![8.0, 2.0, 0.5],
-        epochs: 8,
-        prior: None,
-        command: "learned while serving".into(),
-        ..TrainConfig::default()
-    };
-    let (ranker, report) = learn(&config, &[examples], &mut |_| {}).ok()?;
-    let tau_b = report.validation_tau_b;
-    let clear = tau_b > 0.5 / (examples.len() as f64).sqrt();
-    clear.then_some(Adapted { ranker, examples: examples.len(), prior_share: 0.0, tau_b, prior_tau_b: 0.0 })
 }

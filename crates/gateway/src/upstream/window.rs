@@ -48,8 +48,8 @@ const WHOLE_SHRINKS_ABOVE: f64 = 3.0;
 /// it grows, doubling until it has shrunk for the first time. Only samples taken while the window was full count for growth.
 ///
 /// Where the engine says how many requests it works on at once, the window goes no further than that and one (than that, while several
-/// tenants send requests), whatever the latencies look like. Wrong numbers do no harm: below one that is too high the window finds its size as it would without, and one that is
-/// too low is not believed once more answers are streamed at once than there could be.
+/// tenants send requests), whatever the latencies look like. Wrong numbers do no harm: below one that is too high the window finds its
+/// size as it would without, and one that is too low is not believed once more answers are streamed at once than there could be.
 ///
 /// Answers that are not streamed have no first token. For them the time for each token is compared with the best: coarse,
 /// because it also grows with a healthy batch. Where no answer is streamed, a fixed window is the better choice.
