@@ -110,8 +110,8 @@ bench-relief: build ## llama.cpp's server as it is, and behind the gateway, into
 gateway-bench: build
 	@cargo build --release --locked --quiet -p outrank-gateway-bench
 
-soak-gateway: gateway-bench ## 2,000 streams for ten minutes, overload and two tenants, into results/gateway (half an hour)
-	@python3 $(GATEWAY)/soak.py --outrank $(OUTRANK)
+soak-gateway: gateway-bench ## 2,000 streams for ten minutes, overload and two tenants, into results/gateway/NAME.md (soak.md; half an hour)
+	@python3 $(GATEWAY)/soak.py --outrank $(OUTRANK) $(if $(NAME),--name $(NAME))
 
 faults-gateway: gateway-bench ## upstreams that fail in every way, from outside: nothing lost, nothing doubled
 	@python3 $(GATEWAY)/faults.py --outrank $(OUTRANK)

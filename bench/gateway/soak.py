@@ -1,6 +1,6 @@
 """Long and heavy load through the gateway, before the mock server: streams, overload, and two tenants.
 
-usage: python3 bench/gateway/soak.py --outrank BIN [--parts streams,overload,tenants] [--streams N] [--minutes M] [--out FOLDER]
+usage: python3 bench/gateway/soak.py --outrank BIN [--parts streams,overload,tenants] [--streams N] [--minutes M] [--out FOLDER] [--name NAME]
 
 streams   N concurrent streams for M minutes: memory and open files of the gateway over time, latency of tokens through it
           (the mock stamps each with the time when it was sent) beside that of the direct way.
@@ -242,6 +242,12 @@ def head(facts):
             f"({facts['machine']['cpu']}), shared by mock, gateway and client; load average {min(loads):.1f} to {max(loads):.1f} between the parts: {facts['shared']}."]
 
 
+def default_name(args):
+    name = "-".join(["soak", *args.parts.split(",")]) if args.parts != "streams,overload,tenants" else "soak"
+    name += "-auto" if args.auto else ""
+    return name + ("-spare" if "--spare-seats" in args.flags else "")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--outrank", type=Path)
@@ -260,7 +266,10 @@ def main():
     parser.add_argument("--flags", default="", help="of the two tenants: further flags of outrank serve")
     parser.add_argument("--shared", default="the machine was shared with other builds")
     parser.add_argument("--out", type=Path, default=harness.ROOT / "results/gateway")
+    parser.add_argument("--name", help="of the files written there [default: soak, the parts unless all, -auto, -spare]")
     args = parser.parse_args()
+    if args.name and Path(args.name).name != args.name:
+        parser.error(f"--name {args.name}: a file's name is needed, without folders; for those there is --out")
     loads, code = [harness.load_average()], harness.commit()
     parts, text = {}, []
     with tempfile.TemporaryDirectory() as logs:
@@ -272,10 +281,7 @@ def main():
     facts = {"command": harness.command_line("python3 bench/gateway/soak.py", args.outrank), "machine": harness.machine(), "load": [min(loads), max(loads)], "shared": args.shared,
              "outrank": ours, "harness": code, "parts": args.parts}
     text = head(facts) + text
-    name = "-".join(["soak", *args.parts.split(",")]) if args.parts != "streams,overload,tenants" else "soak"
-    name += "-auto" if args.auto else ""
-    name += "-spare" if "--spare-seats" in args.flags else ""
-    harness.write(args.out, name, {"facts": facts, "parts": parts}, "\n".join(text) + "\n")
+    harness.write(args.out, args.name or default_name(args), {"facts": facts, "parts": parts}, "\n".join(text) + "\n")
 
 
 if __name__ == "__main__":

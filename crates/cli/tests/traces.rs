@@ -5,8 +5,9 @@
 mod common;
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 
-use common::{fails, file, json, run, stderr, trace};
+use common::{fails, file, json, outrank, run, stderr, trace};
 
 fn lines(path: &Path) -> Vec<String> {
     std::fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
@@ -121,6 +122,18 @@ fn scores_are_written_into_a_trace_and_classes_tie_what_a_ranker_tells_apart() {
     assert!(ranked > 0.5 && classed > 0.3 && values <= 3, "{ranked} {classed} {values}");
     assert_eq!(fails(dir.path(), &["trace", "score", &trace, "--out", &trace]).0, 2);
     assert_eq!(fails(dir.path(), &["trace", "score", &trace, "--out", "x", "--classes", "width:0"]).0, 2);
+}
+
+#[test]
+fn a_trace_that_comes_through_a_pipe_can_be_scored_by_classes() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = file(dir.path(), "t.jsonl", &trace(400));
+    let mut cat = Command::new("cat").arg(&trace).stdout(Stdio::piped()).spawn().unwrap();
+    let args = ["trace", "score", "/dev/stdin", "--out", "s.jsonl", "--classes", "percentile:3"];
+    let scored = outrank(dir.path(), &args).stdin(cat.stdout.take().unwrap()).output().unwrap();
+    assert!(scored.status.success(), "{}", stderr(&scored));
+    assert!(cat.wait().unwrap().success());
+    assert_eq!(lines(&dir.path().join("s.jsonl")).len(), 400);
 }
 
 #[test]

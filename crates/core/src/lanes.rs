@@ -116,16 +116,17 @@ impl Lanes {
         }
     }
 
-    /// Number of requests that are expected to go before `rank`, and their work in seconds: those ahead in its own lane, and as
-    /// much of every other lane as its share allows meanwhile.
-    pub fn ahead_of(&self, lane: usize, rank: Rank, own_work_s: f64) -> (usize, f64) {
+    /// Number of requests that are expected to go before `rank`, and their work in seconds: those ahead in its own lane, and of
+    /// every other lane what makes it level meanwhile, if a token that is charged takes `token_s` seconds.
+    pub fn ahead_of(&self, lane: usize, rank: Rank, own_work_s: f64, token_s: f64) -> (usize, f64) {
         let Some(own) = self.lanes.get(lane) else { return (0, 0.0) };
         let (mut ahead, mut work_s) = own.queue.ahead_of(rank);
-        let turn_s = work_s + own_work_s;
+        let turn_s = (work_s + own_work_s) / own.weight;
         for (at, other) in self.lanes.iter().enumerate().filter(|(_, other)| !other.queue.is_empty()) {
             let all_s = other.queue.work_s();
             if at != lane && all_s > 0.0 {
-                let share = (turn_s * other.weight / own.weight / all_s).min(1.0);
+                let behind_s = (own.served - other.served) * token_s;
+                let share = ((turn_s + behind_s) * other.weight / all_s).clamp(0.0, 1.0);
                 ahead += (share * other.queue.len() as f64) as usize;
                 work_s += share * all_s;
             }
@@ -256,10 +257,34 @@ mod tests {
         let mut lanes = Lanes::default();
         (0..1000).for_each(|number| lanes.insert(0, place(number)));
         (2000..2010).for_each(|number| lanes.insert(1, place(number)));
-        let (ahead, work_s) = lanes.ahead_of(1, place(2009).rank, 1.0);
+        let (ahead, work_s) = lanes.ahead_of(1, place(2009).rank, 1.0, 0.01);
         assert_eq!((ahead, work_s), (9 + 10, 19.0));
-        let (ahead, _) = lanes.ahead_of(0, place(999).rank, 1.0);
+        let (ahead, _) = lanes.ahead_of(0, place(999).rank, 1.0, 0.01);
         assert_eq!(ahead, 999 + 10);
+    }
+
+    #[test]
+    fn requests_ahead_are_those_that_go_before_where_one_lane_has_credit_too() {
+        for weight in [1.0, 3.0] {
+            let mut lanes = Lanes::default();
+            lanes.set_credit(2000.0);
+            lanes.set_weight(1, weight);
+            (0..1000).for_each(|number| lanes.insert(0, place(number)));
+            (0..500).for_each(|_| {
+                serve(&mut lanes, 100.0);
+            });
+            (2000..2100).for_each(|number| lanes.insert(1, place(number)));
+            for (lane, number) in [(1, 2000), (1, 2008), (1, 2040), (0, 500), (0, 520)] {
+                let (expected, _) = lanes.ahead_of(lane, place(number).rank, 1.0, 0.01);
+                let mut served = lanes.clone();
+                let (mut before, rank) = (0, place(number).rank);
+                while served.lanes[lane].queue.ahead_of(rank).0 > 0 || served.first().unwrap().0 != lane {
+                    serve(&mut served, 100.0);
+                    before += 1;
+                }
+                assert!(expected.abs_diff(before) <= 3, "{weight}, {number}: {expected}, not {before}");
+            }
+        }
     }
 
     proptest! {

@@ -457,7 +457,8 @@ impl OrderBook {
         if entry.state == State::Running {
             return Placement { position: 0, eta: Eta { start_s: 0.0, finish_s: own_s } };
         }
-        let (position, ahead_s) = self.waiting.ahead_of(entry.lane, entry.rank, own_s);
+        let token_s = self.estimates.service.decode_s;
+        let (position, ahead_s) = self.waiting.ahead_of(entry.lane, entry.rank, own_s, token_s);
         let free_seats = (self.seats as usize).saturating_sub(self.running.len());
         let start_s = if position < free_seats {
             0.0

@@ -260,6 +260,28 @@ fn a_request_waits_as_long_as_the_seats_ahead_of_it_need() {
 }
 
 #[test]
+fn a_tenant_that_goes_first_for_its_credit_is_told_so() {
+    let mut book = book(Fcfs, 4);
+    let submit = |book: &mut OrderBook, lane, ids: std::ops::Range<u64>| {
+        for id in ids {
+            let score = Score::new(100.0, 0.3).ok();
+            book.submit_in(lane, at(0.0), Request::new(id, at(0.0), 10, 4000), score).unwrap();
+        }
+    };
+    submit(&mut book, 0, 0..40);
+    for _ in 0..20 {
+        let (id, _) = book.next(at(0.0)).unwrap();
+        book.started(id);
+        book.ended(at(0.0), id, 100, End::Stopped);
+    }
+    submit(&mut book, 1, 100..102);
+    let told = [100, 101].map(|id| book.placement(RequestId(id)).unwrap().position);
+    let first = book.next(at(0.0)).unwrap().0;
+    book.started(first);
+    assert_eq!((told, first, book.next(at(0.0)).unwrap().0), ([0, 1], RequestId(100), RequestId(101)));
+}
+
+#[test]
 fn a_class_puts_a_request_behind_arrivals_within_its_delay_and_no_others() {
     let mut book = book(Fcfs, 1);
     let batch = Request { delay_s: 10.0, ..Request::new(0, at(0.0), 10, 100) };

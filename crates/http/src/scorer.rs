@@ -184,13 +184,15 @@ impl Scorer {
     }
 
     /// The score of a prompt, if it comes by the deadline: from the caller itself where that is cheaper than to wait for the thread
-    /// and holds nobody up, see `spots.rs`.
+    /// and holds nobody up, see `spots.rs`. The deadline bounds the wait: after it none begins, and a score that is there when the
+    /// caller looks is taken, whoever made it.
     pub async fn score_by(&self, text: Arc<str>, deadline: Instant) -> Option<Score> {
-        if let Some(queue) = &self.queue
+        let asked = Instant::now();
+        if asked < deadline
+            && let Some(queue) = &self.queue
             && !queue.dead.load(Ordering::Acquire)
             && let Some(spot) = queue.spots.take(text.len())
         {
-            let asked = Instant::now();
             let scored = catch_unwind(AssertUnwindSafe(|| queue.predictor.score(&text)));
             drop(spot);
             queue.spots.took(text.len(), asked.elapsed());
@@ -199,7 +201,9 @@ impl Scorer {
                 queue.die();
                 return None;
             };
-            self.metrics.score_latency.observe(asked.elapsed().as_secs_f64());
+            if score.is_some() {
+                self.metrics.score_latency.observe(asked.elapsed().as_secs_f64());
+            }
             return score;
         }
         self.ask_for(text).by(deadline).await

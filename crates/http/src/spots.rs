@@ -65,6 +65,8 @@ mod tests {
     use std::time::Instant;
 
     use outrank_core::Score;
+    use prometheus_client::encoding::text::encode;
+    use prometheus_client::registry::Registry;
     use tokio::runtime::{Builder, Runtime};
 
     use super::*;
@@ -113,6 +115,36 @@ mod tests {
         warm_up(&runtime, &scorer);
         let long = "long ".repeat(MAX_TEXT_BYTES);
         assert_eq!(ask(&runtime, &scorer, &long), Some(1.0), "a long prompt would hold the worker up");
+    }
+
+    #[test]
+    fn after_the_deadline_nobody_begins_to_score_by_itself() {
+        let (runtime, scorer) = (runtime(), scorer(who));
+        warm_up(&runtime, &scorer);
+        let deadline = Instant::now();
+        let asked = async move { scorer.score_by("x".into(), deadline).await };
+        let score = runtime.block_on(runtime.spawn(asked)).unwrap();
+        assert!(score.is_none_or(|score| score.median_tokens() == 1.0), "{score:?}");
+    }
+
+    #[test]
+    fn a_prompt_that_the_predictor_declines_counts_as_no_score() {
+        let (runtime, metrics) = (runtime(), ScorerMetrics::default());
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        let predictor = |text: &str| if text == "decline" { None } else { who(text) };
+        let scorer = Arc::new(Scorer::start(Some(Box::new(predictor)), 64, metrics).unwrap());
+        warm_up(&runtime, &scorer);
+        let scores = || {
+            let mut text = String::new();
+            encode(&mut text, &registry).unwrap();
+            text.lines().find(|line| line.starts_with("score_latency_seconds_count")).unwrap().to_owned()
+        };
+        let before = scores();
+        assert_eq!(ask(&runtime, &scorer, "decline"), None);
+        assert_eq!(scores(), before);
+        ask(&runtime, &scorer, "x");
+        assert_ne!(scores(), before);
     }
 
     #[test]

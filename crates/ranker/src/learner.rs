@@ -1,5 +1,6 @@
 //! Learning beside serving: on a thread that gives way to all others, and for a small part of the time.
 
+use std::sync::Once;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -58,8 +59,11 @@ impl Learner {
 
 /// Lets the thread that calls, and those that it starts, give way to all others.
 fn give_way() {
+    static REFUSED: Once = Once::new();
     // On Linux a thread has a niceness of its own. Where the system refuses, learning competes as any thread does.
-    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS);
+    if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS) {
+        REFUSED.call_once(|| tracing::debug!(%error, "learning cannot give way to serving"));
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `outrank trace score`: predictions into a trace, so that they can be compared with anybody else's.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
@@ -76,11 +76,13 @@ pub(crate) fn run(args: &ScoreArgs, output: &Output) -> Result<()> {
         return Err(usage("--out names the input; write to another file"));
     }
     files::check_out(&args.out)?;
-    let mut predict = predictor(args)?;
-    let records = files::placed(&args.input, Lengths::Optional)?;
+    let lengths = if args.classes.is_some() { Lengths::Required } else { Lengths::Optional };
+    let records = files::placed(&args.input, lengths)?.into_iter().map(|(_, record)| record).collect();
+    let trace = TraceFile::new(files::name(&args.input), records);
+    let mut predict = predictor(args, &trace)?;
     let mut writer = TraceWriter::create(&args.out)?;
     let (mut scores, mut lengths, mut requests) = (Vec::new(), Vec::new(), 0);
-    for (_, mut record) in records.into_iter().filter(|(_, record)| !args.held_out || held_out(record)) {
+    for mut record in trace.records.into_iter().filter(|record| !args.held_out || held_out(record)) {
         let score = predict(&record.request_text());
         record.score = Some(score);
         if let Some(tokens) = record.length_tokens() {
@@ -104,19 +106,14 @@ pub(crate) fn run(args: &ScoreArgs, output: &Output) -> Result<()> {
 /// Prompt -> predicted tokens.
 type Predictor = Box<dyn FnMut(&str) -> f64>;
 
-fn predictor(args: &ScoreArgs) -> Result<Predictor> {
+fn predictor(args: &ScoreArgs, trace: &TraceFile) -> Result<Predictor> {
     let Some(Scheme(scheme)) = args.classes else {
         let ranker: Ranker = files::ranker(args.ranker.as_deref())?;
         return Ok(Box::new(move |text| f64::from(ranker.score(text).median_tokens())));
     };
-    let classes = learn_classes(&args.input, scheme)?;
+    let classes = ClassRanker::train(&TrainConfig::default(), std::slice::from_ref(trace), scheme)?;
     let mut scratch = Scratch::new();
     Ok(Box::new(move |text| classes.tokens(&mut scratch, text)))
-}
-
-fn learn_classes(path: &Path, scheme: ClassScheme) -> Result<ClassRanker> {
-    let file = TraceFile::new(files::name(path), files::trace(path)?);
-    Ok(ClassRanker::train(&TrainConfig::default(), &[file], scheme)?)
 }
 
 #[cfg(test)]

@@ -43,16 +43,25 @@ impl State {
     }
 
     /// Seats that a request of this tenant leaves free at an upstream that it is held for.
-    pub(super) fn leaves(&self, now: Timestamp, lane: usize) -> u32 {
-        let spare = self.config.spare_seats;
-        if spare == 0 || self.weights.len() < 2 {
-            return 0;
+    fn leaves(&self, now: Timestamp, lane: usize) -> u32 {
+        if self.leaving(now, [lane].into_iter()).is_empty() { 0 } else { self.config.spare_seats }
+    }
+
+    /// Those of these lanes whose requests leave the spare seats free at an upstream that they are held for.
+    pub(super) fn leaving(&self, now: Timestamp, lanes: impl Iterator<Item = usize>) -> Vec<usize> {
+        if self.config.spare_seats == 0 || self.weights.len() < 2 {
+            return Vec::new();
         }
         let held =
             self.sites.iter().filter(|site| site.upstream.mode == Mode::Hold && site.is_available(now));
         let seats = held.map(Site::capacity).fold(0, u32::saturating_add);
-        let waits = |lane| self.pools.iter().any(|pool| pool.held.waiting_in(lane) > 0);
-        if self.shares.must_leave(now, lane, seats, waits) { spare } else { 0 }
+        let waits = |lane| self.waits(lane);
+        lanes.filter(|&lane| self.shares.must_leave(now, lane, seats, waits)).collect()
+    }
+
+    /// Whether a request of this tenant waits.
+    pub(super) fn waits(&self, lane: usize) -> bool {
+        self.pools.iter().any(|pool| pool.held.waiting_in(lane) > 0)
     }
 
     pub(super) fn choose_held(

@@ -91,3 +91,21 @@ fn with_a_spare_seat_a_tenant_under_its_share_hardly_notices_the_other() {
     let (_, busy) = serve(SEATS, 10.0, false, 1, 0);
     assert!(busy > 0.99, "a seat was kept for nobody: {busy}");
 }
+
+#[test]
+fn one_that_is_no_tenant_any_more_and_leaves_a_seat_holds_nobody_up() {
+    let config = GatewayConfig { spare_seats: 1, ..GatewayConfig::default() };
+    let mut run = Run::new(config, 4, &[1.0, 1.0, 1.0], FIRST_TOKEN_S, TOKEN_S);
+    run.arrive(0, 2, 2.0);
+    run.until(0.1);
+    (0..3).for_each(|nth| run.arrive(2, 20 + 400 * nth, 10.0));
+    run.arrive(1, 500, 900.0);
+    assert_eq!(run.started.len(), 5, "every seat is taken");
+    run.arrive(2, 20, 10.0);
+    run.arrive(1, 20, 10.0);
+    run.set_weights(&[(0, 1.0), (1, 1.0)]);
+    run.until(1.0);
+    // A seat has come free, kept for the first tenant and whoever else has less than its share.
+    let lanes: Vec<_> = run.started[5..].iter().map(|it| it.lane).collect();
+    assert_eq!(lanes, [1]);
+}

@@ -251,10 +251,10 @@ impl State {
 
     /// Sends on their way those who may go now.
     pub(super) fn pump(&mut self, now: Timestamp) {
-        while let Some((pool, id)) = self.next(now) {
+        while let Some((pool, id, leaving)) = self.next(now) {
             let Some(live) = self.live.get_mut(&id) else { return };
-            let (avoid, affinity, lane) = (live.avoid, live.affinity, live.lane);
-            let leaves = self.leaves(now, lane);
+            let (avoid, affinity) = (live.avoid, live.affinity);
+            let leaves = if leaving.contains(&live.lane) { self.config.spare_seats } else { 0 };
             let Some(site) = self.choose_held(now, pool, leaves, avoid, affinity) else { return };
             let turn = self.seat(now, id, site, None);
             // One that was given up is about to leave.
@@ -274,39 +274,43 @@ impl State {
         }
     }
 
-    /// Who goes next, of all queues that have an upstream with room.
-    fn next(&mut self, now: Timestamp) -> Option<(usize, u64)> {
+    /// Who goes next, of all queues that have an upstream with room; and the lanes that leave seats free.
+    fn next(&mut self, now: Timestamp) -> Option<(usize, u64, Vec<usize>)> {
         if self.waiting == 0 {
             return None;
         }
+        let mut leaving = None;
         let mut first: Option<(Key, usize, u64)> = None;
         for at in 0..self.pools.len() {
-            let pool = &self.pools[at];
-            let room = |leaves: u32| {
-                pool.sites.iter().any(|&site| {
-                    let site = &self.sites[site];
-                    site.upstream.mode == Mode::Hold && site.has_room(now, leaves)
-                })
-            };
-            if pool.held.occupancy().0 == 0 || !room(0) {
+            if self.pools[at].held.occupancy().0 == 0 || !self.has_room(now, at, 0) {
                 continue;
             }
-            let must_wait = |lane: usize| !room(self.leaves(now, lane));
-            let lanes = self.weights.iter().map(|&(lane, _)| lane);
-            let waiting = lanes.filter(|&lane| pool.held.waiting_in(lane) > 0);
-            let kept_out: Vec<usize> = match self.config.spare_seats {
-                0 => Vec::new(),
-                _ => waiting.filter(|&lane| must_wait(lane)).collect(),
-            };
+            let leaving = leaving.get_or_insert_with(|| self.leaving_of_waiting(now));
+            let all_may = leaving.is_empty() || self.has_room(now, at, self.config.spare_seats);
+            let kept_out: &[usize] = if all_may { &[] } else { leaving };
+            let pool = &mut self.pools[at];
             let seats: u32 = pool.sites.iter().map(|&site| self.sites[site].window.size()).sum();
-            self.pools[at].held.set_seats(seats);
-            if let Some((id, key)) = self.pools[at].held.next_but(now, &kept_out)
+            pool.held.set_seats(seats);
+            if let Some((id, key)) = pool.held.next_but(now, kept_out)
                 && first.is_none_or(|(best, ..)| key < best)
             {
                 first = Some((key, at, id.0));
             }
         }
-        first.map(|(_, pool, id)| (pool, id))
+        first.map(|(_, pool, id)| (pool, id, leaving.unwrap_or_default()))
+    }
+
+    /// The lanes with requests that wait and leave the spare seats free.
+    fn leaving_of_waiting(&self, now: Timestamp) -> Vec<usize> {
+        self.leaving(now, self.shares.lanes().filter(|&lane| self.waits(lane)))
+    }
+
+    /// Whether an upstream of a queue takes a request that leaves so many seats free.
+    fn has_room(&self, now: Timestamp, pool: usize, leaves: u32) -> bool {
+        self.pools[pool].sites.iter().any(|&site| {
+            let site = &self.sites[site];
+            site.upstream.mode == Mode::Hold && site.has_room(now, leaves)
+        })
     }
 
     pub(super) fn scored(&mut self, now: Timestamp, id: u64, score: Score) {

@@ -1,5 +1,7 @@
 //! Tenants side by side at the desk: who is about, what each has of the seats, and who leaves a seat free for whom.
 
+use std::ops::Range;
+
 use outrank_core::Timestamp;
 
 /// A tenant is about until so many seconds after its newest request.
@@ -44,6 +46,11 @@ impl Shares {
     pub(super) fn released(&mut self, lane: usize) {
         let share = self.of(lane);
         share.seats = share.seats.saturating_sub(1);
+    }
+
+    /// The lanes of all who have asked, whether or not they are in the settings still.
+    pub(super) fn lanes(&self) -> Range<usize> {
+        0..self.0.len()
     }
 
     /// Whether more than one is about.

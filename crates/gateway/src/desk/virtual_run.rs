@@ -86,6 +86,11 @@ impl Run {
         }
     }
 
+    /// From now on these are the tenants, and their weights.
+    pub(super) fn set_weights(&mut self, weights: &[(usize, f64)]) {
+        self.state.set_weights(weights.to_vec());
+    }
+
     fn service_s(&self, tokens: u32) -> f64 {
         self.first_token_s + f64::from(tokens - 1) * self.token_s
     }
