@@ -16,7 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from gguf import GGUFReader, dequantize
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from smollm import Facts, tokenizer_of
 
 BATCH, TOKENS, PREFILL = 4096, 96, 1024
 OPENING_TOKENS = [0, 0, 0, 0, 1, 2, 3, 4, 6, 9]
@@ -25,25 +26,11 @@ END = 2
 PREFIX = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
 
 
-def tokenizer_of(reader):
-    words = lambda key: [bytes(reader.fields[key].parts[part]).decode() for part in reader.fields[key].data]
-    vocabulary = {piece: number for number, piece in enumerate(words("tokenizer.ggml.tokens"))}
-    merges = [tuple(merge.split(" ")) for merge in words("tokenizer.ggml.merges")]
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    digits, level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Sequence([digits, level]), decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>", "<|endoftext|>"])
-    return tokenizer
-
-
-class Model:
+class Model(Facts):
     """Llama's shape, with room for `rows` texts of `places` tokens."""
 
     def __init__(self, reader, rows, places):
-        number = lambda key: reader.fields[f"llama.{key}"].parts[-1][0].item()
-        self.layers, self.width = number("block_count"), number("embedding_length")
-        self.heads, self.shared, self.head = number("attention.head_count"), number("attention.head_count_kv"), number("rope.dimension_count")
-        self.epsilon = number("attention.layer_norm_rms_epsilon")
+        super().__init__(reader)
         weight = lambda tensor: torch.tensor(dequantize(tensor.data, tensor.tensor_type)).to("cuda", torch.bfloat16)
         self.w = {tensor.name: weight(tensor) for tensor in reader.tensors}
         self.qkv = [torch.cat([self.w[f"blk.{i}.attn_{part}.weight"] for part in "qkv"]) for i in range(self.layers)]
@@ -51,7 +38,7 @@ class Model:
         self.k = torch.zeros(self.layers, rows, self.shared, places, self.head, device="cuda", dtype=torch.bfloat16)
         self.v = torch.zeros_like(self.k)
         pairs = torch.arange(0, self.head, 2, device="cuda").float() / self.head
-        angles = torch.arange(places, device="cuda").float()[:, None] * number("rope.freq_base") ** -pairs
+        angles = torch.arange(places, device="cuda").float()[:, None] * self.base ** -pairs
         self.cos, self.sin = angles.cos().bfloat16(), angles.sin().bfloat16()
 
     def turned(self, x, at):

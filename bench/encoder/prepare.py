@@ -1,5 +1,5 @@
-"""What the other scripts need, small enough to send to a machine with a GPU: token ids of all prompts, the openings of those that
-generate.py may continue, and MiniLM's weights in 8 bits.
+"""What the other scripts need, small enough to send to a machine with a GPU: all prompts and MiniLM's pieces of them, the openings of
+those that generate.py may continue, and MiniLM's weights in 8 bits.
 
 usage: python3 prepare.py PACKAGE_DIR DATA_DIR OUT_DIR [OWN_TRACE...]     (needs numpy, tokenizers, safetensors)
 
@@ -83,6 +83,8 @@ def main(package, data, out, *own):
     offsets = np.cumsum([0] + [len(i) for i in ids]).astype(np.int64)
     Path(out).mkdir(parents=True, exist_ok=True)
     (Path(out) / "openings.json").write_text(json.dumps(sorted(openings)))
+    with lzma.open(Path(out) / "texts.xz", "wt", preset=6) as file:
+        json.dump([prompt[:READ_CHARS] for prompt in numbers], file)
     with lzma.open(Path(out) / "tokens.xz", "wb", preset=6) as file:
         pickle.dump((np.concatenate(ids), offsets, sets), file)
     with lzma.open(Path(out) / "minilm.xz", "wb", preset=6) as file:
