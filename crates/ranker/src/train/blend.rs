@@ -1,9 +1,10 @@
 //! How much of a prior's order stays beside what was learned.
 //!
 //! Both orders are raw scores of the same rows, the learned one by models that had not seen the row. Brought to the same
-//! spread, they are mixed in every share of a grid. The share that is kept is the mean of those that order the rows as well
-//! as the best one does, to within one standard error of the difference. With few rows these are nearly all, and the mean of
-//! two orders is better than a choice that chance makes; with many, the best share and its neighbours are left.
+//! spread, they are mixed in every share of a grid. Those shares are plausible that order the rows as well as the best one does,
+//! to within one standard error of the difference. With few rows these are nearly all, and their mean is kept: the mean of two
+//! orders is better than a choice that chance makes. With many rows the share is kept that has most of the learned order: what the
+//! prior would add is too little to be seen then, and what it takes away may not be.
 
 use super::data::Data;
 
@@ -13,6 +14,10 @@ const GRID: usize = 10;
 /// Rows that the prior is worth: with n rows the learned order counts n / (n + this) of its spread, because unseen rows show
 /// how good the learned order is only as well as n rows can.
 const PRIOR_ROWS: f64 = 30.0;
+
+/// Rows at which the share that is kept lies halfway between the mean of the plausible ones and the largest. Chosen on the learned
+/// parts of nine traces, of 30 to 2,000 rows each, with priors of other families: among 100, 300, 1,000 and never.
+const HALFWAY_ROWS: f64 = 100.0;
 
 /// Most rows that a row is compared with; what is left out of larger data would change nothing.
 const MOST_COMPARED: usize = 256;
@@ -43,7 +48,9 @@ pub(super) fn blend(data: &Data, prior: &[f64], learned: &[f64], seed: u64) -> B
         .zip(as_good_as_best(data, &agreed))
         .filter_map(|(&share, good)| good.then_some(share))
         .collect();
-    let share = good.iter().sum::<f64>() / good.len() as f64;
+    let mean = good.iter().sum::<f64>() / good.len() as f64;
+    let largest = good.iter().copied().fold(0.0, f64::max);
+    let share = largest + (mean - largest) * HALFWAY_ROWS / (HALFWAY_ROWS + rows);
     let (of_prior, of_learned) = ((1.0 - share) * prior_unit, share * learned_unit);
     // In the unit of what was learned, so that its weights stay as large as they were.
     let back = if learned_unit > 0.0 { learned_unit.recip() } else { 1.0 };
