@@ -24,7 +24,7 @@ use crate::ranker::{Card, Ranker};
 use crate::trace::write_whole;
 
 /// The version that this program writes, and the only one that it reads.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The largest ranker file that is read, in bytes.
 pub const MAX_FILE_BYTES: u64 = 64 << 20;

@@ -74,6 +74,14 @@ mod tests {
         assert!(Encoder::from_bytes(b"").is_err());
     }
 
+    /// Weights and packed features hold what one encoder guesses: with another, files and journals of before mean nothing.
+    #[test]
+    fn another_encoder_is_another_version_of_ranker_files_and_of_packed_features() {
+        let end_of_digest: [u8; 4] = FILE[FILE.len() - 4..].try_into().unwrap();
+        let versions = (crate::file::VERSION, crate::features::VERSION);
+        assert_eq!((end_of_digest, versions), ([0x20, 0xa0, 0x0b, 0xd7], (5, 5)));
+    }
+
     /// Against `bench/encoder/student.py` itself, in PyTorch, with the weights of the file.
     #[test]
     fn the_guess_is_that_of_the_network_as_it_was_trained() {

@@ -19,7 +19,7 @@ use super::{BUCKETS, DIMENSIONS};
 
 /// Version of the features and of how they are packed. It changes, with that of the ranker file, whenever an index or a
 /// value means something else.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Longest packed text, in bytes. English prose of as many bytes as are read needs less than half of it.
 pub const MAX_PACKED_BYTES: usize = 48 << 10;
@@ -206,7 +206,8 @@ mod tests {
         let other = text.replacen(&format!("{VERSION}:"), "1:", 1);
         assert_eq!(unpack(&other), Err(PackedError::Version { found: 1 }));
         assert!(unpack(&other).unwrap_err().to_string().contains("version 1"));
-        for damaged in ["", "AAAA", "x:AAAA", "4:", "4:AAAA", &text[..text.len() - 3], &format!("{text}A")] {
+        let (empty, short) = (format!("{VERSION}:"), format!("{VERSION}:AAAA"));
+        for damaged in ["", "AAAA", "x:AAAA", &empty, &short, &text[..text.len() - 3], &format!("{text}A")] {
             assert!(matches!(unpack(damaged), Err(PackedError::Damaged(_))), "{damaged}");
         }
     }
