@@ -161,6 +161,8 @@ impl Lanes {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -178,25 +180,28 @@ mod tests {
         lane
     }
 
-    #[test]
-    fn a_flood_of_one_tenant_does_not_delay_the_next_request_of_another() {
+    /// A lane that has had 50,000 tokens and waits for as many, and one with this weight that comes now.
+    fn half_served(credit: f64, weight: f64, second: Range<u64>) -> Lanes {
         let mut lanes = Lanes::default();
+        lanes.set_credit(credit);
+        lanes.set_weight(1, weight);
         (0..1000).for_each(|number| lanes.insert(0, place(number)));
         (0..500).for_each(|_| {
             serve(&mut lanes, 100.0);
         });
-        lanes.insert(1, place(5000));
+        second.for_each(|number| lanes.insert(1, place(number)));
+        lanes
+    }
+
+    #[test]
+    fn a_flood_of_one_tenant_does_not_delay_the_next_request_of_another() {
+        let mut lanes = half_served(0.0, 1.0, 5000..5001);
         assert!((0..2).any(|_| serve(&mut lanes, 100.0) == 1), "it has not been served at all");
     }
 
     #[test]
     fn a_tenant_that_was_idle_has_saved_up_no_turns() {
-        let mut lanes = Lanes::default();
-        (0..1000).for_each(|number| lanes.insert(0, place(number)));
-        (0..500).for_each(|_| {
-            serve(&mut lanes, 100.0);
-        });
-        (2000..3000).for_each(|number| lanes.insert(1, place(number)));
+        let mut lanes = half_served(0.0, 1.0, 2000..3000);
         let of_second = (0..100).filter(|_| serve(&mut lanes, 100.0) == 1).count();
         assert!((49..=51).contains(&of_second), "{of_second}");
     }
@@ -204,14 +209,7 @@ mod tests {
     #[test]
     fn a_tenant_that_was_idle_may_be_behind_by_its_part_of_the_credit_and_no_further() {
         for weight in [1.0, 3.0] {
-            let mut lanes = Lanes::default();
-            lanes.set_credit(2000.0);
-            lanes.set_weight(1, weight);
-            (0..1000).for_each(|number| lanes.insert(0, place(number)));
-            (0..500).for_each(|_| {
-                serve(&mut lanes, 100.0);
-            });
-            (2000..3000).for_each(|number| lanes.insert(1, place(number)));
+            let mut lanes = half_served(2000.0, weight, 2000..3000);
             // Its share of 2,000 tokens at once, and then its share of all.
             let at_once = (20.0 * weight / (1.0 + weight)) as usize;
             let before_first = (0..100).take_while(|_| serve(&mut lanes, 100.0) == 1).count();
@@ -266,14 +264,7 @@ mod tests {
     #[test]
     fn requests_ahead_are_those_that_go_before_where_one_lane_has_credit_too() {
         for weight in [1.0, 3.0] {
-            let mut lanes = Lanes::default();
-            lanes.set_credit(2000.0);
-            lanes.set_weight(1, weight);
-            (0..1000).for_each(|number| lanes.insert(0, place(number)));
-            (0..500).for_each(|_| {
-                serve(&mut lanes, 100.0);
-            });
-            (2000..2100).for_each(|number| lanes.insert(1, place(number)));
+            let mut lanes = half_served(2000.0, weight, 2000..2100);
             for (lane, number) in [(1, 2000), (1, 2008), (1, 2040), (0, 500), (0, 520)] {
                 let (expected, _) = lanes.ahead_of(lane, place(number).rank, 1.0, 0.01);
                 let mut served = lanes.clone();
