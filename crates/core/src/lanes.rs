@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn requests_ahead_are_those_that_go_before_where_one_lane_has_credit_too() {
         for weight in [1.0, 3.0] {
-            let mut lanes = half_served(2000.0, weight, 2000..2100);
+            let lanes = half_served(2000.0, weight, 2000..2100);
             for (lane, number) in [(1, 2000), (1, 2008), (1, 2040), (0, 500), (0, 520)] {
                 let (expected, _) = lanes.ahead_of(lane, place(number).rank, 1.0, 0.01);
                 let mut served = lanes.clone();
