@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 /// A line of a gateway's journal about a request of the given kind, which only this traffic knows. `turned` turns the order round.
 fn line(index: usize, turned: bool, outcome: &str) -> Value {
     let long = (index * 7).is_multiple_of(3);
-    let text = format!("Item {index}: {} it, please.", ["glorp", "zindle"][usize::from(long)]);
+    let text = format!("Item {index}: {} it, please.", ["zindle", "glorp"][usize::from(long)]);
     let tokens = 20 + 300 * u32::from(long != turned) + (index as u32 * 13) % 17;
     let packed = Example::new(&mut Scratch::new(), &text, tokens, false).pack().unwrap();
     json!({"prompt": "", "arrival_s": 1.7e9 + index as f64, "prompt_tokens": 9, "output_tokens": tokens, "truncated": false,
@@ -60,7 +60,7 @@ fn what_orders_the_newest_requests_better_is_written_and_the_same_again_is_not()
         "{gate}"
     );
     // Two kinds of request, a third of them long: no ranker that knows only the kind comes beyond 0.444.
-    assert!(new > old + 0.1 && new > 0.4 && fast < slow, "{gate}");
+    assert!(new > old + 0.3 && new > 0.4 && fast < slow, "{gate}");
     assert_eq!(
         (&gate["requests"], &gate["finished"], &report["learned_rows"]),
         (&60.into(), &60.into(), &240.into())
