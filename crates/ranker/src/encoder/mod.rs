@@ -2,10 +2,11 @@
 //!
 //! Two convolutions and a layer of attention, 64 wide, over the first and the last 64 word pieces of a request. It was made
 //! outside of this program (`bench/encoder`): SmolLM2-135M was fine-tuned to order prompts by the lengths of their answers, and
-//! this one, whose word vectors were made from MiniLM's, learned to say what that one says, at a thousandth of the cost. What it says is one feature among the others
-//! ([`crate::features`]): a trainer that learns from a trace decides how far it is believed, so a ranker stays linear, learns
-//! in seconds, and goes on learning while it serves. It was shown the learned part of traces with an MIT or Apache-2.0
-//! licence (no exams), and the project's own prompts, each judged by a teacher that had not seen it; never a held-out prompt.
+//! this one, whose word vectors were made from MiniLM's, learned to say what that one says, in about a thousandth of its
+//! multiplications. What it says is one feature among the others ([`crate::features`]): a trainer that learns from a trace decides
+//! how far it is believed, so a ranker stays linear, learns in seconds, and goes on learning while it serves. It was shown the
+//! learned part of traces with an MIT or Apache-2.0 licence (no exams), and the project's own prompts, each judged by a teacher
+//! that had not seen it; never a held-out prompt.
 
 mod file;
 mod matrix;
