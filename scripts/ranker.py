@@ -156,19 +156,15 @@ class Bench:
         self.run("train", "--all", "--prior", "none", "--out", out, *traces)
         return out
 
-    def train(self, name, prior, size=None):
+    def train(self, name, prior, size=None, draw=None):
+        """tau-b of a ranker that learned from the first prompts, or from a random draw of so many; and all that `eval` says of it."""
         train, test = self.split(name)
-        trace = self.write(f"{name}--{size}-{Path(str(prior)).stem}", train[:size] + test)
+        if draw is not None:
+            random.Random(f"{name} {size} {draw}").shuffle(train)
+        trace = self.write(f"{name}--{size}-{draw}-{Path(str(prior)).stem}", train[:size] + test)
         out = self.folder / f"{trace.stem}.outrank"
         tau = self.run("train", "--trace", trace, "--prior", prior, "--out", out)["held_out"]["tau_b"]
         return tau, self.run("eval", "--held-out", "--trace", trace, "--ranker", out)["files"][0]
-
-    def drawn(self, name, size, draw, prior):
-        """tau-b, learned from a random draw of the learned prompts."""
-        train, test = self.split(name)
-        random.Random(f"{name} {size} {draw}").shuffle(train)
-        trace = self.write(f"{name}--{size}-{draw}-{Path(str(prior)).stem}", train[:size] + test)
-        return self.run("train", "--trace", trace, "--prior", prior, "--out", self.folder / f"{trace.stem}.outrank")["held_out"]["tau_b"]
 
     def folds(self, name, prior):
         """Means over all fifths of the prompts, each held out in turn: tau-b of the prior, the shipped ranker, and one trained on the rest."""
@@ -249,7 +245,7 @@ def main():
             "alone": lambda name: bench.train(name, "none"),
             "helped": lambda name: bench.train(name, prior_of(name)),
             "curve": lambda name, size, prior: bench.train(name, "none" if prior == "none" else prior_of(name), size),
-            "drawn": lambda name, size, draw, prior: bench.drawn(name, size, draw, "none" if prior == "none" else prior_of(name)),
+            "drawn": lambda name, size, draw, prior: bench.train(name, "none" if prior == "none" else prior_of(name), size, draw)[0],
             "folds": lambda name: bench.folds(name, prior_of(name)),
             "cold": lambda name: bench.run(*held_out_of(name)),
             "shipped": lambda name: bench.run("eval", "--held-out", "--trace", bench.data / f"{name}.jsonl.gz"),
