@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from gguf import GGUFReader, dequantize
 
-from smollm import Facts, tokenizer_of
+from smollm import Facts, tokenizer_of, turned
 
 BATCH, TOKENS, PREFILL = 4096, 96, 1024
 OPENING_TOKENS = [0, 0, 0, 0, 1, 2, 3, 4, 6, 9]
@@ -42,9 +42,7 @@ class Model(Facts):
         self.cos, self.sin = angles.cos().bfloat16(), angles.sin().bfloat16()
 
     def turned(self, x, at):
-        """Rotary positions, on adjacent pairs as a GGUF file has them."""
-        cos, sin, (one, two) = self.cos[at][:, None], self.sin[at][:, None], (x[..., 0::2], x[..., 1::2])
-        return torch.stack([one * cos - two * sin, one * sin + two * cos], -1).flatten(-2)
+        return turned(x, self.cos[at][:, None], self.sin[at][:, None])
 
     def norm(self, x, name):
         return F.rms_norm(x, (self.width,), self.w[name], self.epsilon)

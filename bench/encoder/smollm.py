@@ -33,6 +33,12 @@ class Facts:
         self.epsilon, self.base = number("attention.layer_norm_rms_epsilon"), number("rope.freq_base")
 
 
+def turned(x, cos, sin):
+    """Rotary positions, on adjacent pairs as a GGUF file has them."""
+    one, two = x[..., 0::2], x[..., 1::2]
+    return torch.stack([one * cos - two * sin, one * sin + two * cos], -1).flatten(-2)
+
+
 class Batch:
     """Texts laid after one another, so that no padding is multiplied: `ids`, each token's `place` in its text, and where it stands in
     rows of equal length, which only attention sees."""
@@ -56,7 +62,7 @@ class Batch:
 
 
 class Ranker(nn.Module):
-    """Token ids of chats -> a score each, higher for shorter answers. A GGUF file's rotary positions turn adjacent pairs."""
+    """Token ids of chats -> a score each, higher for shorter answers."""
 
     def __init__(self, path):
         super().__init__()
@@ -90,9 +96,8 @@ class Ranker(nn.Module):
             qkv = F.linear(self.norm(x, f"{i}/norm1"), self.w[f"{i}/qkv"]).view(len(x), -1, size)
             cos, sin = angle.cos()[:, None].to(qkv.dtype), angle.sin()[:, None].to(qkv.dtype)
             turning, still = qkv.split([heads + shared, shared], 1)
-            one, two = turning[..., 0::2], turning[..., 1::2]
-            turned = torch.stack([one * cos - two * sin, one * sin + two * cos], -1).flatten(-2)
-            x = x + F.linear(batch.attended(torch.cat([turned, still], 1).flatten(1), heads, shared), self.w[f"{i}/o"])
+            qkv = torch.cat([turned(turning, cos, sin), still], 1).flatten(1)
+            x = x + F.linear(batch.attended(qkv, heads, shared), self.w[f"{i}/o"])
             gate, up = F.linear(self.norm(x, f"{i}/norm2"), self.w[f"{i}/up"]).chunk(2, -1)
             x = x + F.linear(F.silu(gate) * up, self.w[f"{i}/down"])
         return self.norm(x[batch.last], "norm").float()
