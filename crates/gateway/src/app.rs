@@ -53,7 +53,7 @@ impl App {
             lanes: Mutex::default(),
             scorer: RwLock::new(Arc::new(Scorer::start(
                 predictor,
-                config.max_scoring_queue,
+                config.scorer_limits(),
                 metrics.host.scorer.clone(),
             )?)),
             journals,

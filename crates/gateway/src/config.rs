@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use outrank_core::policies::PolicySettings;
 use outrank_core::{MonitorSettings, OrderBook, ServiceModel};
-use outrank_http::{Replay, ReplayError, Traces};
+use outrank_http::{Replay, ReplayError, ScorerLimits, Traces};
 use thiserror::Error;
 
 use crate::tenants::TenantConfig;
@@ -156,6 +156,8 @@ pub struct GatewayConfig {
     pub score_deadline: Duration,
     /// Prompts that may wait to be scored.
     pub max_scoring_queue: usize,
+    /// CPU time that scoring may take, as a share of that of all cores; what is beyond it goes unscored.
+    pub max_scoring_cpu_share: f64,
     /// Longest request body, in bytes.
     pub max_body_bytes: usize,
     /// Client connections at once.
@@ -204,6 +206,7 @@ impl Default for GatewayConfig {
             health_interval: Duration::from_secs(2),
             score_deadline: Duration::from_millis(5),
             max_scoring_queue: 1024,
+            max_scoring_cpu_share: ScorerLimits::DEFAULT_MAX_CPU_SHARE,
             max_body_bytes: 4 << 20,
             max_connections: 16_384,
             drain_timeout: Duration::from_secs(30),
@@ -242,6 +245,9 @@ impl GatewayConfig {
         if self.max_body_bytes == 0 || self.max_connections == 0 {
             return fail("max_body_bytes and max_connections must be at least 1".into());
         }
+        if !(self.max_scoring_cpu_share > 0.0 && self.max_scoring_cpu_share <= 1.0) {
+            return fail("max_scoring_cpu_share must be above 0 and at most 1".into());
+        }
         if self.max_wait.is_zero() {
             return fail("max_wait_s must be above 0".into());
         }
@@ -253,6 +259,11 @@ impl GatewayConfig {
         }
         crate::tenants::check(&self.tenants)?;
         self.book(1).map(drop)
+    }
+
+    /// What scoring may take.
+    pub(crate) fn scorer_limits(&self) -> ScorerLimits {
+        ScorerLimits { max_queue: self.max_scoring_queue, max_cpu_share: self.max_scoring_cpu_share }
     }
 
     /// An order book of these settings. In shadow mode it goes by arrival.

@@ -113,9 +113,15 @@ async fn accept(
         trace_context::advance(&mut order.headers);
     }
     let counted = tenant.as_ref().map(|tenant| tenant.admit(arrival)).transpose()?;
-    let score = score_in_time(app, &order).await;
+    // Later it can no longer be told to an upstream that orders by itself.
+    let in_time = app.desk.stamps();
+    let score = if in_time { score_in_time(app, &order).await } else { None };
     let (mut flight, admitted, placement) =
         submit(app, &order, request_id, tenant.as_deref(), counted, score, arrival)?;
+    let waits = matches!(admitted, Admitted::Waits(_));
+    if score.is_none() && (waits || !in_time) {
+        score_beside(app, &order, &flight, waits);
+    }
     flight.trace(std::mem::take(span));
     drop(arriving);
     Ok((order, flight, admitted, placement))
@@ -166,14 +172,28 @@ fn timeout_of(headers: &HeaderMap, config: &GatewayConfig) -> Result<Duration, A
     }
 }
 
-/// The score of a request that will be stamped: later it can no longer be told to the upstream. Others do not wait for theirs.
+/// The score of a request that may be stamped, if it comes in time.
 async fn score_in_time(app: &App, order: &Order) -> Option<Score> {
-    let scorer = app.scorer();
-    if !app.desk.stamps() || !scorer.scores() {
-        return None;
-    }
     let text = Arc::clone(order.ranked.as_ref()?);
-    scorer.score_by(text, Instant::now() + order.config.score_deadline).await
+    app.scorer().score_by(text, Instant::now() + order.config.score_deadline).await
+}
+
+/// Has a request that the desk has taken scored, while it waits for its turn or for its answer. Nobody waits for the score, so
+/// where the scorer is busy and the request has its seat already, there is none.
+fn score_beside(app: &App, order: &Order, flight: &Flight, waits: bool) {
+    let (Some(text), Some(place)) = (&order.ranked, flight.place()) else { return };
+    let scorer = app.scorer();
+    if !waits && !scorer.is_idle() {
+        scorer.pass_over();
+        return;
+    }
+    let (desk, id, known) = (Arc::clone(&app.desk), place.id(), Arc::downgrade(flight.record().record()));
+    scorer.ask_then(Arc::clone(text), move |score| {
+        desk.scored(id, score);
+        if let Some(record) = known.upgrade() {
+            record.facts.lock().score = Some(score);
+        }
+    });
 }
 
 #[allow(clippy::too_many_arguments, reason = "all that is known of a request when it is taken")]
@@ -215,21 +235,6 @@ fn submit(
         waker: AtomicWaker::new(),
         stop: AtomicBool::new(false),
     });
-    // Nobody waits for a score, so where the scorer is busy and the request has its seat already, there is none.
-    let scorer = app.scorer();
-    let waits = matches!(admitted, Admitted::Waits(_));
-    if score.is_none()
-        && (waits || scorer.is_idle())
-        && let Some(text) = &order.ranked
-    {
-        let (desk, id, known) = (Arc::clone(&app.desk), place.id(), Arc::downgrade(record.record()));
-        scorer.ask_then(Arc::clone(text), move |score| {
-            desk.scored(id, score);
-            if let Some(record) = known.upgrade() {
-                record.facts.lock().score = Some(score);
-            }
-        });
-    }
     let facts = flight::Facts {
         text: call.text.clone(),
         ranked: order.ranked.clone(),

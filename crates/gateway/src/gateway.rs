@@ -228,7 +228,7 @@ async fn take(
     let scorer = if keep_ranker && in_force.is_alive() {
         in_force
     } else {
-        let started = Scorer::start(predictor, config.max_scoring_queue, app.metrics.host.scorer.clone());
+        let started = Scorer::start(predictor, config.scorer_limits(), app.metrics.host.scorer.clone());
         Arc::new(started.map_err(|source| io_error("cannot start the scoring thread", source))?)
     };
     fleet.lock().await.take(&config).await?;

@@ -4,6 +4,7 @@
 
 mod adaptive;
 mod body;
+mod budget;
 mod error;
 mod host_metrics;
 mod identity;
@@ -24,11 +25,11 @@ pub use error::{ApiError, ErrorCode, json_response};
 pub use host_metrics::HostMetrics;
 pub use identity::{KeyDigest, Keys, REQUEST_ID, WrongKey, random_id, sane_request_id};
 pub use listen::{BindError, Drained, listen_on};
-pub use metrics::{LatencyHistogram, LocalLatency, METRICS_CONTENT_TYPE, ScorerMetrics};
+pub use metrics::{LatencyHistogram, LocalLatency, METRICS_CONTENT_TYPE, ScorerMetrics, Unscored};
 pub use records::{Arriving, OpenRecord, Recorded, Records};
 pub use report::{PredictedTokens, milliseconds};
 pub use request_metrics::{Outcome, RequestMetrics};
-pub use scorer::{Answer, Learned, PendingScore, Predictor, Scorer, ranker_scores};
+pub use scorer::{Answer, Learned, PendingScore, Predictor, Scorer, ScorerLimits, ranker_scores};
 pub use shadow::{Replay, ReplayError, Served, Shadow};
 pub use traces::{RequestSpan, Traces, TracesError};
 pub use trust::TrustMetrics;

@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
 use crate::Learned;
+use crate::request_metrics::ReasonLabel;
 
 /// The content type of rendered metrics.
 pub const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -19,11 +21,41 @@ pub const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.
 /// Buckets of latencies.
 const LATENCY_BUCKETS: usize = 19;
 
+/// Why a prompt got no score.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unscored {
+    /// Scoring has taken the CPU time that it may.
+    Budget,
+    /// Too many prompts wait to be scored.
+    QueueFull,
+    /// It did not come in time.
+    Deadline,
+    /// Its request waits for nothing, and the scoring thread is busy.
+    Busy,
+}
+
+impl Unscored {
+    const ALL: [Self; 4] = [Self::Budget, Self::QueueFull, Self::Deadline, Self::Busy];
+
+    /// Its name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Budget => "budget",
+            Self::QueueFull => "queue_full",
+            Self::Deadline => "deadline",
+            Self::Busy => "busy",
+        }
+    }
+}
+
 /// What scoring takes, and what the predictor has learned.
 #[derive(Clone, Debug)]
 pub struct ScorerMetrics {
     /// From asking for a score to having it.
     pub score_latency: Histogram,
+    unscored: Family<ReasonLabel, Counter>,
+    /// Those of `unscored`, in the order of [`Unscored`]'s variants: counting one takes no lock.
+    reasons: [Counter; 4],
     answers: Counter,
     updates: Counter,
     tau_b: Gauge<f64, AtomicU64>,
@@ -31,8 +63,12 @@ pub struct ScorerMetrics {
 
 impl Default for ScorerMetrics {
     fn default() -> Self {
+        let unscored: Family<ReasonLabel, Counter> = Family::default();
+        let counter = |why: Unscored| unscored.get_or_create_owned(&ReasonLabel { reason: why.name() });
         Self {
             score_latency: Histogram::new(exponential_buckets(0.000_02, 2.0, 16)),
+            reasons: Unscored::ALL.map(counter),
+            unscored,
             answers: Counter::default(),
             updates: Counter::default(),
             tau_b: Gauge::default(),
@@ -48,6 +84,7 @@ impl ScorerMetrics {
             "From asking for a score to having it",
             self.score_latency.clone(),
         );
+        to.register("unscored", "Prompts that got no score, by reason", self.unscored.clone());
         to.register("learner_answers", "Answers that the ranker learns from", self.answers.clone());
         to.register("learner_updates", "Times that the ranker changed by them", self.updates.clone());
         to.register(
@@ -55,6 +92,16 @@ impl ScorerMetrics {
             "Kendall's tau-b of the learned ranker on answers it did not learn from; 0 before there is one",
             self.tau_b.clone(),
         );
+    }
+
+    /// Counts a prompt that got no score.
+    pub(crate) fn count_unscored(&self, why: Unscored) {
+        self.reasons[why as usize].inc();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn unscored(&self, why: Unscored) -> u64 {
+        self.reasons[why as usize].get()
     }
 
     /// Notes what the predictor has learned; called whenever it hears of an answer.
@@ -155,6 +202,25 @@ mod tests {
     use prometheus_client::encoding::text;
 
     use super::*;
+
+    #[test]
+    fn every_reason_for_no_score_is_counted_under_its_own_name() {
+        let (metrics, mut registry) = (ScorerMetrics::default(), Registry::default());
+        metrics.register(&mut registry);
+        for (times, why) in Unscored::ALL.into_iter().enumerate() {
+            (0..times).for_each(|_| metrics.count_unscored(why));
+        }
+        let mut rendered = String::new();
+        text::encode(&mut rendered, &registry).unwrap();
+        for line in [
+            r#"unscored_total{reason="budget"} 0"#,
+            r#"unscored_total{reason="queue_full"} 1"#,
+            r#"unscored_total{reason="deadline"} 2"#,
+            r#"unscored_total{reason="busy"} 3"#,
+        ] {
+            assert!(rendered.lines().any(|found| found == line), "{line}:\n{rendered}");
+        }
+    }
 
     #[test]
     fn it_renders_what_the_ordinary_histogram_renders() {

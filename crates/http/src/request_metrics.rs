@@ -40,8 +40,8 @@ struct OutcomeLabel {
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
-struct ReasonLabel {
-    reason: &'static str,
+pub(crate) struct ReasonLabel {
+    pub(crate) reason: &'static str,
 }
 
 /// Requests and their latencies, in seconds. Where a request has several outputs, `queue_wait`, `ttft` and `itl` are of each.

@@ -1,5 +1,5 @@
-//! Scoring off the token path: one thread, a bounded queue, and a deadline for everyone who waits. Who may score by itself meanwhile
-//! is told in [`crate::spots`].
+//! Scoring off the token path: one thread, a bounded queue, a deadline for everyone who waits, and a budget of CPU time
+//! ([`crate::budget`]). Who may score by itself meanwhile is told in [`crate::spots`].
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -12,8 +12,9 @@ use outrank_core::Score;
 use outrank_ranker::Ranker;
 use tokio::sync::oneshot;
 
-use crate::ScorerMetrics;
+use crate::budget::{Budget, thread_cpu_time};
 use crate::spots::Spots;
+use crate::{ScorerMetrics, Unscored};
 
 /// Predicts output lengths, and hears what they were. A closure from prompt to score is one.
 pub trait Predictor: Send + Sync {
@@ -69,12 +70,27 @@ const MAX_VAIN_LOOKS: u32 = 200;
 /// Answers a second that are learned from; a busy host has more than enough of them.
 const MAX_LESSONS_PER_S: u32 = 50;
 
+/// What scoring may take.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct ScorerLimits {
+    /// Prompts that may wait to be scored, and answers to be learned from.
+    pub max_queue: usize,
+    /// CPU time that scoring may take, as a share (above 0, at most 1) of that of all cores.
+    pub max_cpu_share: f64,
+}
+
+impl ScorerLimits {
+    /// The share that scoring may take unless said otherwise: a flood is served at seven eighths of the rate of a host that scores
+    /// nothing, and yet for each core of the host 600 prompts of 200 words, or 2,500 of 30, are scored a second, where a GPU serves tens.
+    pub const DEFAULT_MAX_CPU_SHARE: f64 = 0.125;
+}
+
 /// Hands prompts to the scoring thread, which ends when this is dropped.
 #[derive(Debug)]
 pub struct Scorer {
     /// `None` without a ranker.
     queue: Option<Arc<Queue>>,
-    max_queue: usize,
+    limits: ScorerLimits,
     metrics: ScorerMetrics,
 }
 
@@ -83,6 +99,10 @@ struct Queue {
     predictor: Box<dyn Predictor>,
     /// Where those who ask may score by themselves.
     spots: Spots,
+    /// What scoring may still take.
+    budget: Budget,
+    /// The moment that the budget counts from.
+    started: Instant,
     state: Mutex<QueueState>,
     /// Prompts that wait to be scored.
     pending: AtomicUsize,
@@ -141,13 +161,17 @@ impl Scorer {
     /// Starts the thread, if there is something to score with.
     pub fn start(
         predictor: Option<Box<dyn Predictor>>,
-        max_queue: usize,
+        limits: ScorerLimits,
         metrics: ScorerMetrics,
     ) -> std::io::Result<Self> {
-        let Some(predictor) = predictor else { return Ok(Self { queue: None, max_queue, metrics }) };
+        let Some(predictor) = predictor else { return Ok(Self { queue: None, limits, metrics }) };
+        // Where the system does not say how many there are, there is one for sure.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let queue = Arc::new(Queue {
             predictor,
             spots: Spots::default(),
+            budget: Budget::new(limits.max_cpu_share, cores),
+            started: Instant::now(),
             state: Mutex::default(),
             pending: AtomicUsize::new(0),
             dead: AtomicBool::new(false),
@@ -156,12 +180,7 @@ impl Scorer {
         let worker = Worker { queue: Arc::clone(&queue), lessons: Lessons::default() };
         let of_thread = metrics.clone();
         std::thread::Builder::new().name("outrank-scorer".into()).spawn(move || worker.run(&of_thread))?;
-        Ok(Self { queue: Some(queue), max_queue, metrics })
-    }
-
-    /// Whether there is something to score with.
-    pub fn scores(&self) -> bool {
-        self.queue.is_some()
+        Ok(Self { queue: Some(queue), limits, metrics })
     }
 
     /// Whether the scoring thread lives; there is none without something to score with, and none after a panic.
@@ -174,7 +193,8 @@ impl Scorer {
         self.queue.as_ref().is_none_or(|queue| queue.pending.load(Ordering::Relaxed) == 0)
     }
 
-    /// Asks for the score of a prompt, if it has a text. With a full queue, or a scorer that has died, there will be none.
+    /// Asks for the score of a prompt, if it has a text. With a full queue, without budget, or from a scorer that has died, there will
+    /// be none.
     pub fn ask(&self, text: impl FnOnce() -> Option<String>) -> PendingScore {
         let nothing = PendingScore { text: None, answer: None };
         if self.queue.is_none() {
@@ -187,13 +207,15 @@ impl Scorer {
     /// and holds nobody up, see `spots.rs`. The deadline bounds the wait: after it none begins, and a score that is there when the
     /// caller looks is taken, whoever made it.
     pub async fn score_by(&self, text: Arc<str>, deadline: Instant) -> Option<Score> {
+        let queue = self.queue.as_ref()?;
         let asked = Instant::now();
+        if !self.may_ask(queue, asked) {
+            return None;
+        }
         if asked < deadline
-            && let Some(queue) = &self.queue
-            && !queue.dead.load(Ordering::Acquire)
             && let Some(spot) = queue.spots.take(text.len())
         {
-            let scored = catch_unwind(AssertUnwindSafe(|| queue.predictor.score(&text)));
+            let scored = catch_unwind(AssertUnwindSafe(|| queue.score(&text)));
             drop(spot);
             queue.spots.took(text.len(), asked.elapsed());
             let Ok(score) = scored else {
@@ -206,31 +228,67 @@ impl Scorer {
             }
             return score;
         }
-        self.ask_for(text).by(deadline).await
+        let mut pending = self.send(queue, text, asked);
+        let score = pending.by(deadline).await;
+        if score.is_none() && pending.may_come() {
+            self.metrics.count_unscored(Unscored::Deadline);
+        }
+        score
     }
 
     fn ask_for(&self, text: Arc<str>) -> PendingScore {
         let Some(queue) = &self.queue else { return PendingScore { text: None, answer: None } };
-        let (reply, answer) = oneshot::channel();
-        let job = Job::Score { text: Arc::clone(&text), asked: Instant::now(), reply: Reply::Waiting(reply) };
-        let sent = queue.push(job, self.max_queue);
-        PendingScore { text: Some(text), answer: sent.then_some(answer) }
+        let asked = Instant::now();
+        if !self.may_ask(queue, asked) {
+            return PendingScore { text: Some(text), answer: None };
+        }
+        self.send(queue, text, asked)
     }
 
     /// Has a prompt scored within some milliseconds, and `then` called with the score on the scoring thread; nobody waits for it.
-    /// With a full queue, or a scorer that has died, there will be none.
+    /// With a full queue, without budget, or from a scorer that has died, there will be none.
     pub fn ask_then(&self, text: Arc<str>, then: impl FnOnce(Score) + Send + 'static) {
-        if let Some(queue) = &self.queue {
-            let job = Job::Score { text, asked: Instant::now(), reply: Reply::Then(Box::new(then)) };
-            queue.push(job, self.max_queue);
+        let Some(queue) = &self.queue else { return };
+        let asked = Instant::now();
+        if self.may_ask(queue, asked) {
+            self.push(queue, Job::Score { text, asked, reply: Reply::Then(Box::new(then)) });
         }
+    }
+
+    /// Counts a prompt that its host does not ask for, because its request waits for nothing and the scoring thread is busy.
+    pub fn pass_over(&self) {
+        if self.is_alive() {
+            self.metrics.count_unscored(Unscored::Busy);
+        }
+    }
+
+    /// Whether there is somebody to score and something left to score with; counted if it is the latter.
+    fn may_ask(&self, queue: &Queue, now: Instant) -> bool {
+        !queue.dead.load(Ordering::Acquire) && queue.has_budget(now, &self.metrics)
+    }
+
+    /// Sends a prompt to the scoring thread.
+    fn send(&self, queue: &Queue, text: Arc<str>, asked: Instant) -> PendingScore {
+        let (reply, answer) = oneshot::channel();
+        let job = Job::Score { text: Arc::clone(&text), asked, reply: Reply::Waiting(reply) };
+        let sent = self.push(queue, job);
+        PendingScore { text: Some(text), answer: sent.then_some(answer) }
+    }
+
+    /// Adds a prompt, unless too many wait, which is counted, or the thread has died.
+    fn push(&self, queue: &Queue, job: Job) -> bool {
+        let sent = queue.push(job, self.limits.max_queue);
+        if !sent && !queue.dead.load(Ordering::Acquire) {
+            self.metrics.count_unscored(Unscored::QueueFull);
+        }
+        sent
     }
 
     /// Tells the predictor how long an answer was, unless it has too much to do.
     pub fn tell(&self, answer: Answer) {
         if let Some(queue) = &self.queue {
             // A predictor that falls behind misses a lesson, and nothing else.
-            queue.push(Job::Observe(answer), self.max_queue);
+            queue.push(Job::Observe(answer), self.limits.max_queue);
         }
     }
 }
@@ -245,6 +303,23 @@ impl Drop for Scorer {
 }
 
 impl Queue {
+    /// Scores a prompt, at the expense of the budget.
+    fn score(&self, text: &str) -> Option<Score> {
+        let begun = thread_cpu_time();
+        let score = self.predictor.score(text);
+        self.budget.spend(thread_cpu_time().saturating_sub(begun), self.started.elapsed());
+        score
+    }
+
+    /// Whether the budget has something left for a prompt, which is counted if not.
+    fn has_budget(&self, now: Instant, metrics: &ScorerMetrics) -> bool {
+        let is_left = self.budget.is_left(now.saturating_duration_since(self.started));
+        if !is_left {
+            metrics.count_unscored(Unscored::Budget);
+        }
+        is_left
+    }
+
     /// Nothing is scored any more.
     fn die(&self) {
         self.dead.store(true, Ordering::Release);
@@ -344,7 +419,11 @@ fn score(queue: &Queue, metrics: &ScorerMetrics, text: &str, asked: Instant, rep
         return;
     }
     let begun = Instant::now();
-    let score = queue.predictor.score(text);
+    // What was left when it was asked for may have gone to those before it. Who waits hears at once that there will be no score.
+    if !queue.has_budget(begun, metrics) {
+        return;
+    }
+    let score = queue.score(text);
     queue.spots.took(text.len(), begun.elapsed());
     let Some(score) = score else { return };
     metrics.score_latency.observe(asked.elapsed().as_secs_f64());
@@ -399,6 +478,11 @@ impl PendingScore {
         answer.ok()
     }
 
+    /// Whether the score may still come.
+    fn may_come(&self) -> bool {
+        self.answer.is_some()
+    }
+
     /// The score once it comes, if it did not by the deadline and still can.
     pub fn late(self) -> Option<impl Future<Output = Option<Score>> + Send + 'static> {
         self.answer.map(|answer| async { answer.await.ok() })
@@ -411,8 +495,11 @@ mod tests {
 
     use super::*;
 
+    const LIMITS: ScorerLimits =
+        ScorerLimits { max_queue: 4, max_cpu_share: ScorerLimits::DEFAULT_MAX_CPU_SHARE };
+
     fn scorer(predictor: impl Fn(&str) -> Option<Score> + Send + Sync + 'static) -> Scorer {
-        Scorer::start(Some(Box::new(predictor)), 4, ScorerMetrics::default()).unwrap()
+        Scorer::start(Some(Box::new(predictor)), LIMITS, ScorerMetrics::default()).unwrap()
     }
 
     #[test]
@@ -465,7 +552,7 @@ mod tests {
             }
         }
         let slow = Slow { begun, held: held.into(), order: Arc::clone(&order) };
-        let scorer = Scorer::start(Some(Box::new(slow)), 4, ScorerMetrics::default()).unwrap();
+        let scorer = Scorer::start(Some(Box::new(slow)), LIMITS, ScorerMetrics::default()).unwrap();
         scorer.ask_then("first".into(), |_| {});
         first_began.recv().unwrap();
         scorer.tell(Answer { text: "lesson".into(), tokens: 3, censored: false });
@@ -482,6 +569,80 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(*order.lock().unwrap(), ["first", "waited for", "beside", "lesson"]);
+    }
+
+    /// A scorer whose budget ends with its first score, and how often it has counted a reason.
+    fn frugal(
+        predictor: impl Fn(&str) -> Option<Score> + Send + Sync + 'static,
+    ) -> (Scorer, impl Fn(Unscored) -> u64) {
+        let metrics = ScorerMetrics::default();
+        let limits = ScorerLimits { max_cpu_share: f64::MIN_POSITIVE, ..LIMITS };
+        let scorer = Scorer::start(Some(Box::new(predictor)), limits, metrics.clone()).unwrap();
+        (scorer, move |why| metrics.unscored(why))
+    }
+
+    #[tokio::test]
+    async fn without_budget_nothing_is_scored_whoever_asks_and_nobody_waits() {
+        let (scorer, counted) = frugal(|_| Score::new(7.0, 0.5).ok());
+        let deadline = Instant::now() + Duration::from_secs(60);
+        assert!(scorer.score_by("first".into(), deadline).await.is_some());
+        assert_eq!(scorer.score_by("x".into(), deadline).await, None);
+        let mut pending = scorer.ask(|| Some("x".into()));
+        assert_eq!(pending.text().as_deref(), Some("x"), "its answer can be learned from");
+        assert_eq!(pending.by(deadline).await, None);
+        assert!(pending.late().is_none());
+        let (send, told) = channel();
+        scorer.ask_then("x".into(), move |_| send.send(()).unwrap());
+        assert!(told.recv().is_err(), "dropped, and not called");
+        assert!(Instant::now() < deadline);
+        assert_eq!((counted(Unscored::Budget), counted(Unscored::Deadline)), (3, 0));
+        assert!(scorer.is_alive() && scorer.is_idle());
+    }
+
+    #[tokio::test]
+    async fn who_waits_when_the_budget_ends_is_told_at_once() {
+        let ((begun, first_began), (go, held)) = (channel(), channel::<()>());
+        let held = Mutex::new(held);
+        let (scorer, counted) = frugal(move |_| {
+            begun.send(()).unwrap();
+            held.lock().unwrap().recv().unwrap();
+            Score::new(7.0, 0.5).ok()
+        });
+        let mut waiting: Vec<_> = vec![scorer.ask(|| Some("first".into()))];
+        first_began.recv().unwrap();
+        // While it is scored, there is budget for all that anybody knows.
+        waiting.extend((0..3).map(|_| scorer.ask(|| Some("x".into()))));
+        assert_eq!(counted(Unscored::Budget), 0);
+        go.send(()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut scored = Vec::new();
+        for pending in &mut waiting {
+            scored.push(pending.by(deadline).await.is_some());
+        }
+        assert_eq!(scored, [true, false, false, false]);
+        assert!(Instant::now() < deadline);
+        assert_eq!(counted(Unscored::Budget), 3);
+    }
+
+    #[tokio::test]
+    async fn why_there_is_no_score_is_counted_once() {
+        let ((begun, first_began), (go, held)) = (channel(), channel::<()>());
+        let (held, metrics) = (Mutex::new(held), ScorerMetrics::default());
+        let predictor = move |_: &str| {
+            begun.send(()).unwrap();
+            let _ = held.lock().unwrap().recv();
+            Score::new(7.0, 0.5).ok()
+        };
+        let scorer = Scorer::start(Some(Box::new(predictor)), LIMITS, metrics.clone()).unwrap();
+        scorer.ask_then("first".into(), |_| {});
+        first_began.recv().unwrap();
+        assert_eq!(scorer.score_by("late".into(), Instant::now() + Duration::from_millis(1)).await, None);
+        let _pending: Vec<_> = (0..LIMITS.max_queue).map(|_| scorer.ask(|| Some("x".into()))).collect();
+        scorer.pass_over();
+        drop(go);
+        let counted = [Unscored::Budget, Unscored::QueueFull, Unscored::Deadline, Unscored::Busy];
+        // The late one still takes up a place in the queue.
+        assert_eq!(counted.map(|why| metrics.unscored(why)), [0, 1, 1, 1]);
     }
 
     #[tokio::test]

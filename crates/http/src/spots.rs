@@ -70,7 +70,7 @@ mod tests {
     use tokio::runtime::{Builder, Runtime};
 
     use super::*;
-    use crate::{Scorer, ScorerMetrics};
+    use crate::{Scorer, ScorerLimits, ScorerMetrics};
 
     const WORKERS: usize = 2;
 
@@ -78,8 +78,11 @@ mod tests {
         Builder::new_multi_thread().worker_threads(WORKERS).enable_time().build().unwrap()
     }
 
+    const LIMITS: ScorerLimits =
+        ScorerLimits { max_queue: 64, max_cpu_share: ScorerLimits::DEFAULT_MAX_CPU_SHARE };
+
     fn scorer(predictor: impl Fn(&str) -> Option<Score> + Send + Sync + 'static) -> Arc<Scorer> {
-        Arc::new(Scorer::start(Some(Box::new(predictor)), 64, ScorerMetrics::default()).unwrap())
+        Arc::new(Scorer::start(Some(Box::new(predictor)), LIMITS, ScorerMetrics::default()).unwrap())
     }
 
     /// Whether the scoring thread calls.
@@ -133,7 +136,7 @@ mod tests {
         let mut registry = Registry::default();
         metrics.register(&mut registry);
         let predictor = |text: &str| if text == "decline" { None } else { who(text) };
-        let scorer = Arc::new(Scorer::start(Some(Box::new(predictor)), 64, metrics).unwrap());
+        let scorer = Arc::new(Scorer::start(Some(Box::new(predictor)), LIMITS, metrics).unwrap());
         warm_up(&runtime, &scorer);
         let scores = || {
             let mut text = String::new();

@@ -45,7 +45,7 @@ impl App {
             keys.add(KeyDigest::of(key.as_bytes()), owner);
         }
         Ok(Self {
-            scorer: Scorer::start(predictor, config.max_scoring_queue, metrics.host.scorer.clone())?,
+            scorer: Scorer::start(predictor, config.scorer_limits(), metrics.host.scorer.clone())?,
             keys,
             records: Arc::new(Records::new(config.max_finished_records)),
             metrics,

@@ -1,6 +1,6 @@
 //! Settings of the server.
 
-use outrank_http::{Replay, Traces};
+use outrank_http::{Replay, ScorerLimits, Traces};
 use serde::{Deserialize, Serialize};
 
 use crate::ServerError;
@@ -88,5 +88,10 @@ impl ServerConfig {
             Traces::check(endpoint)?;
         }
         Ok(())
+    }
+
+    /// What scoring may take.
+    pub(crate) fn scorer_limits(&self) -> ScorerLimits {
+        ScorerLimits { max_queue: self.max_scoring_queue, max_cpu_share: ScorerLimits::DEFAULT_MAX_CPU_SHARE }
     }
 }

@@ -51,6 +51,41 @@ async fn everything_is_forwarded_at_once_and_shorter_answers_get_the_better_prio
 }
 
 #[tokio::test]
+async fn a_flood_beyond_what_scoring_may_take_goes_by_arrival_unscored_and_counted() {
+    const FLOOD: usize = 40;
+    let mock = Mock::start().await;
+    mock.hold();
+    // What is left is spent by the first score.
+    let settings = GatewayConfig { max_scoring_cpu_share: f64::MIN_POSITIVE, ..stamping(&mock, "") };
+    let gateway = start(settings, oracle()).await;
+    let mut asked = Vec::new();
+    for nth in 0..=FLOOD {
+        // Ever shorter: by their scores the last would go first.
+        asked.push(gateway.spawn(&format!("Say {}", 900 - 20 * nth), &format!("{nth}")));
+        gateway.until("it is there", async || mock.running() == nth + 1).await;
+    }
+    let priorities: Vec<i64> =
+        mock.seen().iter().map(|seen| seen.body["priority"].as_i64().unwrap()).collect();
+    assert!(priorities[1..].is_sorted(), "{priorities:?}");
+    mock.release();
+    for (nth, answer) in asked.into_iter().enumerate() {
+        let answer = answer.await.unwrap();
+        assert!(answer.is_complete(3), "{answer:?}");
+        assert_eq!(answer.headers.contains_key("x-outrank-predicted-tokens"), nth == 0, "{nth}");
+    }
+    gateway.idle().await;
+    assert_eq!(gateway.metric("outrank_score_latency_seconds_count").await, 1.0);
+    assert_eq!(gateway.metric("outrank_unscored_total{reason=\"budget\"}").await, FLOOD as f64);
+    for other in ["deadline", "queue_full", "busy"] {
+        assert_eq!(
+            gateway.metric(&format!("outrank_unscored_total{{reason=\"{other}\"}}")).await,
+            0.0,
+            "{other}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_priority_of_the_client_is_replaced() {
     let mock = Mock::start().await;
     let gateway = start(stamping(&mock, "stamp=body"), None).await;

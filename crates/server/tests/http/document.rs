@@ -80,6 +80,7 @@ async fn metrics_have_their_names_and_count_what_happened() {
         "itl_seconds",
         "e2e_seconds",
         "score_latency_seconds",
+        "unscored_total",
         "preemptions_total",
         "promotions_total",
         "overtakes_total",
