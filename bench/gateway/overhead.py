@@ -7,18 +7,27 @@ the order turns by one each round, so that what drifts with time meets each as o
 gateway and client share them, which is the same for all. Added latency is that of the gateway less that of the direct way
 in the same round. CPU is user and system time of the gateway's process a request. All figures: least, median, greatest of
 the rounds.
+
+Outrank scores no more than its budget of CPU time allows: for which share of the requests a score was made is counted by its own
+metrics, from the end of the warm-up on. That is as long as what the budget can save (a second), so that what is saved between slices
+flatters neither the rate nor the share.
 """
 import argparse
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import harness
 from harness import load, say, show, spread
 
-# Requests a second of the open loops: a fraction of what the slowest gateway serves.
+# Requests a second of the open loops: a fraction of what the slowest gateway serves, and as many as a large fleet is sent.
 RATE = 400
+BUSY_RATES = (2000, 5000)
 STREAM_RATE = 100
+WARM_UP_S = 1.0
+# Metrics are read so long before the end of the warm-up, so that reading them is not measured.
+READ_S = 0.1
 CASES = {
     "max": ("Most requests/s, whole answers of 1 token, 32 at a time",
             dict(kind="closed", connections=32, max_tokens=1)),
@@ -26,6 +35,8 @@ CASES = {
                    dict(kind="closed", connections=32, max_tokens=16, stream=True)),
     "open": (f"Latency at {RATE} requests/s, whole answers of 1 token",
              dict(kind="open", rate=RATE, max_tokens=1)),
+    **{f"open-{rate}": (f"Latency at {rate:,} requests/s, whole answers of 1 token", dict(kind="open", rate=rate, max_tokens=1))
+       for rate in BUSY_RATES},
     "open-stream": (f"Latency at {STREAM_RATE} requests/s, streams of 16 tokens",
                     dict(kind="open", rate=STREAM_RATE, max_tokens=16, stream=True)),
 }
@@ -34,17 +45,37 @@ CASES = {
 def measure(case, way, seconds):
     flags = dict(CASES[case][1])
     pids = [] if way.name == "direct" else [way.pid]
-    before = harness.load_average()
-    result = load(url=way.url, duration_s=seconds, warm_up_s=0.5, pid=pids, **flags)
+    before, counted = harness.load_average(), {}
+    reader = threading.Timer(WARM_UP_S - READ_S, lambda: counted.update(counts(way)))
+    reader.start()
+    result = load(url=way.url, duration_s=seconds, warm_up_s=WARM_UP_S, pid=pids, **flags)
+    reader.join()
     usage = result["usage"].get(str(way.pid), {})
     answered = max(result["ok"], 1)
     row = {"way": way.name, "case": case, "rate": result["rate_per_s"], "ok": result["ok"], "errors": result["errors"],
            "statuses": result["statuses"], "load_before": before, "rss_kib": usage.get("rss_kib"),
            "cpu_us": usage["cpu_s"] / answered * 1e6 if usage else None, "unanswered": result.get("unanswered", 0)}
+    if counted:
+        row["scored"] = scored(counted, counts(way))
     for name in ("e2e_ms", "ttft_ms", "transit_ms"):
         if result[name]:
             row[name] = {key: result[name][key] for key in ("p50", "p99", "mean")}
     return row
+
+
+def counts(way):
+    """Requests that have ended, and scores made, of an outrank; nothing of others."""
+    if not way.name.startswith("outrank"):
+        return {}
+    text = harness.ask(way.port, "/metrics")[2]
+    total = lambda name: sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+    return {"requests": total("outrank_requests_total{"), "scores": total("outrank_score_latency_seconds_count")}
+
+
+def scored(before, after):
+    """Scores a request, between two counts."""
+    requests = after["requests"] - before["requests"]
+    return (after["scores"] - before["scores"]) / requests if requests else None
 
 
 class Direct:
@@ -91,6 +122,7 @@ def summary(rows, ways, rivals, ours):
         for way in ways:
             own = lambda value: spread(by_round(rows, case, way, value).values())
             line = {"rate": own(lambda row: row["rate"]), "cpu_us": own(lambda row: row["cpu_us"]),
+                    "scored_percent": own(lambda row: row["scored"] * 100 if row.get("scored") is not None else None),
                     "rss_mib": own(lambda row: row["rss_kib"] / 1024 if row["rss_kib"] else None),
                     "failed": sum(sum(row["errors"].values()) + row["ok"] - row["statuses"].get("200", 0) + row["unanswered"]
                                   + sum(n for s, n in row["statuses"].items() if s not in ("0", "200"))
@@ -114,18 +146,19 @@ def table(facts, result, ways, rivals, ours):
         closed = flags["kind"] == "closed"
         out.append(f"\n## {title}\n")
         if closed:
-            out.append("| way | requests/s | CPU a request, µs | memory, MiB | failed |\n|---|---|---|---|---|")
+            out.append("| way | requests/s | CPU a request, µs | scored, % | memory, MiB | failed |\n|---|---|---|---|---|---|")
         else:
-            out.append("| way | E2E p50, ms | E2E p99, ms | added p50, ms | added p99, ms | added TTFT p50, ms | CPU a request, µs | failed |\n"
-                       "|---|---|---|---|---|---|---|---|")
+            out.append("| way | E2E p50, ms | E2E p99, ms | added p50, ms | added p99, ms | added TTFT p50, ms | CPU a request, µs | scored, % | failed |\n"
+                       "|---|---|---|---|---|---|---|---|---|")
         for way in ways:
             line = result[case][way]
             if closed:
-                out.append(f"| {way} | {show(line['rate'], 0)} | {show(line['cpu_us'], 1)} | {show(line['rss_mib'], 0)} | {line['failed']} |")
+                out.append(f"| {way} | {show(line['rate'], 0)} | {show(line['cpu_us'], 1)} | {show(line['scored_percent'], 1)} | "
+                           f"{show(line['rss_mib'], 0)} | {line['failed']} |")
             else:
                 extra = [show(line.get(f"added_{name}"), 3) for name in ("e2e_ms_p50", "e2e_ms_p99", "ttft_ms_p50")]
                 out.append(f"| {way} | {show(line['e2e_ms_p50'], 3)} | {show(line['e2e_ms_p99'], 2)} | {' | '.join(extra)} | "
-                           f"{show(line['cpu_us'], 1)} | {line['failed']} |")
+                           f"{show(line['cpu_us'], 1)} | {show(line['scored_percent'], 1)} | {line['failed']} |")
         for way in ours:
             for rival in rivals:
                 line = result[case][way]
@@ -139,7 +172,9 @@ def harness_head(facts):
     return (f"Command: `{facts['command']}`. {facts['rounds']} rounds of {facts['slice_s']} s a slice, interleaved; each figure is "
             f"least **median** greatest of the rounds. {facts['machine']['cores']} cores ({facts['machine']['cpu']}), nothing pinned; load average "
             f"between {facts['load'][0]:.1f} and {facts['load'][2]:.1f} (median {facts['load'][1]:.1f}): {facts['shared']}. "
-            f"{versions}.\n\nSettings, equal for all: one worker, round robin where there is a choice, logs at warnings, no key.\n\n"
+            f"{versions}.\n\nScored: scores made by outrank for 100 requests, by its metrics. With stamp, scoring ends at an eighth of "
+            f"the CPU time of all cores; with hold, who finds a seat at once waits for no score and gets one when the scoring thread is free. "
+            f"The load has 64 prompts of 32 words in turn; nothing is remembered of a prompt, so each score is made anew.\n\nSettings, equal for all: one worker, round robin where there is a choice, logs at warnings, no key.\n\n"
             + "\n".join(f"- `{command}`" for command in facts["commands"]))
 
 
