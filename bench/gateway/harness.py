@@ -234,6 +234,34 @@ def load_average():
     return os.getloadavg()[0]
 
 
+class Others:
+    """CPU time, in cores, that processes other than this one, its children and these servers take from here on."""
+
+    def __init__(self, servers):
+        self.servers, self.began = servers, time.monotonic()
+        self.before = self._seconds()
+
+    def cores(self):
+        return max(self._seconds() - self.before, 0.0) / max(time.monotonic() - self.began, 1e-9)
+
+    def _seconds(self):
+        # User, nice and system time: what interrupts take for the network is nobody's.
+        user, nice, system = Path("/proc/stat").read_text().split(maxsplit=4)[1:4]
+        everybody = (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
+        own = os.times()
+        return everybody - sum(own[:4]) - sum(server.usage()["cpu_s"] for server in self.servers)
+
+
+def wait_for_quiet(servers, cores, wait_s):
+    """Waits, for a while at most, until others have taken no more than so many cores for two seconds."""
+    end = time.monotonic() + wait_s
+    while time.monotonic() < end:
+        others = Others(servers)
+        time.sleep(2.0)
+        if others.cores() <= cores:
+            return
+
+
 def write(folder, name, result, text):
     """NAME.json and NAME.md in a folder of results."""
     folder = Path(folder)
