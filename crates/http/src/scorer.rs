@@ -81,7 +81,7 @@ pub struct ScorerLimits {
 
 impl ScorerLimits {
     /// The share that scoring may take unless said otherwise: a flood is served at seven eighths of the rate of a host that scores
-    /// nothing, and yet for each core of the host 600 prompts of 200 words, or 2,500 of 30, are scored a second, where a GPU serves tens.
+    /// nothing, and yet for each core of the host 750 prompts of 200 words, or 2,400 of 32, are scored a second, where a GPU serves tens.
     pub const DEFAULT_MAX_CPU_SHARE: f64 = 0.125;
 }
 
