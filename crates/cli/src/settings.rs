@@ -222,6 +222,10 @@ settings! {
         /// outrank: share of the work, from 0 to 1, whose requests count as short and go first [default: 0.1]
         #[arg(long, env = "OUTRANK_SHORT_SHARE", value_name = "SHARE", help_heading = "Policy")]
         short_share: f64,
+        /// outrank: share of the seats, from 0 to 1, that may stay free for a few steps while many wait, so that several requests
+        /// start in one step; less than two seats is none [default: 0.015625]
+        #[arg(long, env = "OUTRANK_GATHER_SHARE", value_name = "SHARE", help_heading = "Policy")]
+        gather_share: f64,
         /// outrank: longest head start of any later arrival, in seconds; 0 is FCFS [default: 300]
         #[arg(long, env = "OUTRANK_PATIENCE_S", value_name = "SECONDS", help_heading = "Policy")]
         patience_s: f64,
@@ -307,6 +311,7 @@ impl PolicyFlags {
         set_positive(&mut outrank.backlog_factor, self.backlog_factor, "backlog_factor")?;
         set_positive(&mut outrank.service_factor, self.service_factor, "service_factor")?;
         set_positive(&mut outrank.short_share, self.short_share, "short_share")?;
+        set_positive(&mut outrank.gather_share, self.gather_share, "gather_share")?;
         set_positive(&mut outrank.patience_s, self.patience_s, "patience_s")?;
         set_positive(&mut outrank.min_gain_services, self.min_gain_services, "min_gain_services")?;
         set_positive(&mut outrank.switch_cost_factor, self.switch_cost_factor, "switch_cost_factor")?;
@@ -410,6 +415,7 @@ mod tests {
             ("backlog_factor", outrank.backlog_factor.to_string()),
             ("service_factor", outrank.service_factor.to_string()),
             ("short_share", outrank.short_share.to_string()),
+            ("gather_share", outrank.gather_share.to_string()),
             ("patience_s", outrank.patience_s.to_string()),
             ("min_gain_services", outrank.min_gain_services.to_string()),
             ("switch_cost_factor", outrank.switch_cost_factor.to_string()),

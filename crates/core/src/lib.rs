@@ -9,6 +9,7 @@ mod capacity;
 mod entry;
 mod event;
 mod explain;
+mod gather;
 mod gittins;
 mod kv;
 mod lanes;

@@ -9,6 +9,7 @@ use slab::Slab;
 use thiserror::Error;
 
 use crate::entry::{Entry, Estimates, Prediction};
+use crate::gather::Gather;
 use crate::scheduler::{MIN_BACKLOG_S, load_moved};
 use crate::starvation::StarvationTimers;
 use crate::{
@@ -60,6 +61,7 @@ pub struct OrderBook {
     running: Vec<usize>,
     estimates: Estimates,
     monitor: RankMonitor,
+    gather: Gather,
     timers: StarvationTimers,
     /// Steps that the host has taken.
     steps: u64,
@@ -128,6 +130,7 @@ impl OrderBook {
             running: Vec::new(),
             estimates,
             monitor: RankMonitor::new(monitor),
+            gather: Gather::default(),
             timers: StarvationTimers::default(),
             steps: 0,
             promotions: 0,

@@ -186,6 +186,12 @@ pub trait Policy: Debug + Send {
         0.5
     }
 
+    /// Share of the seats, 0 to 1, that may stay free for a few steps while many wait, so that several requests start in one
+    /// step; by default none.
+    fn gather_share(&self) -> f64 {
+        0.0
+    }
+
     /// Whether the policy goes by arrival when the scheduler's [`crate::RankMonitor`] distrusts the ranker; requests then
     /// look unscored to it.
     fn falls_back(&self) -> bool {

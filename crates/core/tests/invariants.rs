@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+
 use outrank_core::policies::{NAMES, Outrank};
 use outrank_core::{Event, Rejection, Request, RequestId, Scheduler, Score, Timestamp};
 use proptest::prelude::*;
@@ -57,6 +59,45 @@ proptest! {
                 prop_assert_eq!(batch.len(), present.count().min(seats as usize), "step {} of {}", step, name);
             }
         }
+    }
+
+    /// With many seats, free ones gather while more than a few wait: the exception to the one above, and its bounds.
+    #[test]
+    fn few_seats_gather_for_a_few_steps_and_starts_come_together(
+        lengths in prop::collection::vec(20u32..120, 700), predicted in any::<bool>(),
+    ) {
+        const SEATS: usize = 256;
+        let jobs: Vec<_> = lengths
+            .iter()
+            .map(|&output_tokens| {
+                let predicted = predicted.then_some(output_tokens as f32);
+                Job { arrival_ms: 0, prompt_tokens: 1, output_tokens, predicted }
+            })
+            .collect();
+        let mut ample = capacity(SEATS as u32, 20_000);
+        (ample.step_tokens, ample.prefill_chunk_tokens) = (10_000, 10_000);
+        // Idle seats in each step that begins with a queue, and how many requests start in it.
+        let run = |gather_share| {
+            let policy = Outrank { gather_share, max_preemptions_per_step: 0, ..Outrank::default() };
+            let (_, batches, _) = Host::new(config(ample, 0), Box::new(policy), jobs.clone()).run();
+            let mut started = BTreeSet::new();
+            let mut steps = Vec::new();
+            for batch in batches {
+                let before = started.len();
+                started.extend(batch.iter().copied());
+                if before >= SEATS && before + 16 < jobs.len() {
+                    steps.push((SEATS - batch.len(), started.len() - before));
+                }
+            }
+            steps
+        };
+        let (gathering, at_once) = (run(1.0 / 64.0), run(0.0));
+        prop_assert!(at_once.iter().all(|&(idle, _)| idle == 0));
+        prop_assert!(gathering.iter().all(|&(idle, _)| idle < SEATS / 64));
+        let longest_hold = gathering.split(|&(idle, _)| idle == 0).map(<[_]>::len).max();
+        prop_assert!((1..=8).contains(&longest_hold.unwrap()), "{:?}", longest_hold);
+        let starts = |steps: &[(usize, usize)]| steps.iter().filter(|&&(_, starts)| starts > 0).count();
+        prop_assert!(starts(&gathering) < starts(&at_once), "{} {}", starts(&gathering), starts(&at_once));
     }
 
     /// The stated bound of `outrank`: nobody starts before an earlier arrival that is more than `patience` older.

@@ -7,8 +7,10 @@ use thiserror::Error;
 use crate::settings::{Settings, SettingsError};
 use crate::worker::{Job, Said, Worker};
 
-/// Steps between two reports of the tokens that running requests have generated.
+/// Steps between two reports of the tokens that running requests have generated ...
 const REPORT_TOKENS_STEPS: u64 = 8;
+/// ... and where nobody waits for a seat, so that nothing is decided by them.
+const IDLE_REPORT_TOKENS_STEPS: u64 = 64;
 /// Units of priority in one unit of a policy's key.
 const KEY_UNITS: f64 = 1e6;
 /// What a promotion takes off a priority: more than any key.
@@ -173,6 +175,11 @@ impl Host {
         victims.into_iter().map(|id| id.0).collect()
     }
 
+    /// To be asked before each step: whether nobody shall take one of these free seats in it ([`OrderBook::gathers`]).
+    pub fn gathers(&mut self, free_seats: usize) -> bool {
+        self.book.gathers(free_seats)
+    }
+
     /// A request took a seat.
     pub fn started(&mut self, number: u64) {
         self.book.started(RequestId(number));
@@ -192,7 +199,9 @@ impl Host {
     /// policies that do not read the tokens of running requests in every step.
     pub fn reports_due(&mut self) -> bool {
         self.orders += 1;
-        self.orders.is_multiple_of(REPORT_TOKENS_STEPS) || self.book.follows_every_token()
+        let waits = self.book.occupancy().0 > 0;
+        let every_steps = if waits { REPORT_TOKENS_STEPS } else { IDLE_REPORT_TOKENS_STEPS };
+        self.orders.is_multiple_of(every_steps) || self.book.follows_every_token()
     }
 
     /// The host ran a step.

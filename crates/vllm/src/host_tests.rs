@@ -113,10 +113,12 @@ fn steps_are_measured_from_output_to_output_unless_nothing_ran_between() {
 }
 
 #[test]
-fn tokens_are_reported_every_few_steps_unless_the_policy_reads_them_in_each() {
-    let due = |settings: &str| {
+fn tokens_are_reported_every_few_steps_while_somebody_waits_and_in_each_if_the_policy_reads_them() {
+    let due = |settings: &str, waiting: u64| {
         let mut host = host(settings);
-        (0..80).filter(|_| host.reports_due()).count()
+        (0..waiting).for_each(|number| drop(host.submit(0.0, &arrival(number, None))));
+        (0..128).filter(|_| host.reports_due()).count()
     };
-    assert_eq!((due("{}"), due(r#"{"policy": "ltr"}"#)), (10, 80));
+    assert_eq!((due("{}", 1), due("{}", 0)), (16, 2));
+    assert_eq!((due(r#"{"policy": "ltr"}"#, 1), due(r#"{"policy": "ltr"}"#, 0)), (128, 128));
 }

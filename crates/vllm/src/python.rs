@@ -228,6 +228,11 @@ impl Core {
         victims.into_iter().filter_map(|number| Some(state.requests.get(number)?.clone_ref(py))).collect()
     }
 
+    /// Whether nobody shall take one of these free seats in this step, because seats gather.
+    fn gathers(&self, py: Python<'_>, free_seats: usize) -> bool {
+        self.state(py).host.gathers(free_seats)
+    }
+
     /// A request lost its seat by advice: sets the priority that it goes back to the queue with.
     fn paused(&self, now_s: f64, request: &Bound<'_, PyAny>) -> PyResult<()> {
         let it: Running = request.extract()?;

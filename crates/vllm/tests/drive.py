@@ -170,6 +170,37 @@ def seats(model):
     print(f"seats: the long request lost its seat {preempted.count('long')} time(s), then ended; {scheduler._core.status()}")
 
 
+def gather(model):
+    """While many wait, freed seats gather: several requests start in one step, and few seats idle, for a few steps at most."""
+
+    def run(share):
+        scheduler = engine(model, 256, 60000, {"policy": "outrank", "outrank": {"gather_share": share}})
+        lengths, starts, idle = {}, [], []
+        for i in range(900):
+            lengths[f"r{i}"] = 40 + i % 97
+            scheduler.add_request(request(f"r{i}", 4, 400))
+        while len(scheduler.waiting) >= 40:
+            _, output = step(scheduler, lengths)
+            if scheduler.waiting and len(lengths) - len(scheduler.waiting) > 260:  # after the first seats were taken
+                starts.append(len(output.scheduled_new_reqs))
+                idle.append(256 - len(output.num_scheduled_tokens))
+        while scheduler.has_requests():
+            step(scheduler, lengths)
+        return starts, idle
+
+    starts, idle = run(1 / 64)
+    alone, never = run(0.0)
+    share = lambda starts: sum(n for n in starts if n < 4) / sum(starts)
+    assert max(never) == 0, "a free seat is given away at once"
+    assert 0 < max(idle) <= 3, f"{max(idle)} seats idle"
+    held = max(map(len, "".join("h" if n else " " for n in idle).split()))
+    assert held <= 8, f"held for {held} steps"
+    assert share(starts) < 0.5 * share(alone), (share(starts), share(alone))
+    assert sum(n > 0 for n in starts) < sum(n > 0 for n in alone), "as many steps with a prompt as without it"
+    print(f"gather: {sum(n > 0 for n in starts)} of {len(starts)} steps start requests, {sum(n > 0 for n in alone)} of {len(alone)} without; "
+          f"{sum(idle) / len(idle):.2f} seats idle on average")
+
+
 class Timed:
     """Notes how long each call of a class's method takes, until stopped."""
 
@@ -225,7 +256,7 @@ def broken(model):
     contract.METHODS["no_such_method"] = []
     assert type(engine(model, 1, 400, {})) is Scheduler
     del contract.METHODS["no_such_method"]
-    hooks = ("submit", "order", "victims", "planned", "measured", "ended")
+    hooks = ("submit", "order", "victims", "gathers", "planned", "measured", "ended")
     for hook, error in [*((hook, RuntimeError) for hook in hooks), ("order", PanicException)]:
         scheduler = engine(model, 2, 400, {"policy": "sjf"})
         lengths = {f"r{i}": 20 for i in range(12)}
@@ -315,6 +346,7 @@ if __name__ == "__main__":
     liberties(model)
     published(model)
     seats(model)
+    gather(model)
     bound(model)
     churn(model, count)
     cost(model)

@@ -30,6 +30,12 @@ impl OrderBook {
         chosen.into_iter().map(|slot| self.entries[slot].request.id).collect()
     }
 
+    /// To be asked before each step with the seats that are free: whether they wait for others to become free, so that several
+    /// requests start in one step ([`crate::Policy::gather_share`]). Nobody takes a seat in this step then.
+    pub fn gathers(&mut self, free_seats: usize) -> bool {
+        self.gather.holds(self.policy.gather_share(), self.seats as usize, free_seats, self.waiting.len())
+    }
+
     /// The host ran a step with those who have a seat in its batch: a promotion lasts for a quantum of such steps.
     pub fn stepped(&mut self) {
         self.steps += 1;

@@ -40,6 +40,9 @@ pub struct Outrank {
     pub short_share: f64,
     /// How sharply short and long are told apart.
     pub steepness: f64,
+    /// Share of the seats, 0 to 1, that may stay free for a few steps while many wait, so that several requests start in one
+    /// step; 0 gives every free seat away at once, and so does any share of fewer than two seats.
+    pub gather_share: f64,
     /// Preempt only where the keys differ by at least this many mean services.
     pub min_gain_services: f64,
     /// ... and of at least this multiple of the seconds that the switch costs.
@@ -58,6 +61,7 @@ impl Default for Outrank {
             patience_s: 300.0,
             short_share: 0.1,
             steepness: 4.0,
+            gather_share: 1.0 / 64.0,
             min_gain_services: 12.0,
             switch_cost_factor: 20.0,
             max_preemptions_per_step: 1,
@@ -99,6 +103,10 @@ impl Policy for Outrank {
 
     fn short_share(&self) -> f64 {
         self.short_share
+    }
+
+    fn gather_share(&self) -> f64 {
+        self.gather_share
     }
 
     fn preemption(&self, load: Load) -> Preemption {

@@ -12,6 +12,7 @@ use slab::Slab;
 use thiserror::Error;
 
 use crate::entry::{Entry, Estimates, Prediction};
+use crate::gather::Gather;
 use crate::starvation::StarvationTimers;
 use crate::{
     Capacity, CapacityError, Event, KvLedger, LOAD_STEP, MonitorSettings, OvertakeLog, Place, Placement,
@@ -128,6 +129,7 @@ pub struct Scheduler {
     head_blocked: Option<(RequestId, Timestamp)>,
     estimates: Estimates,
     monitor: RankMonitor,
+    gather: Gather,
     overtakes: OvertakeLog,
     timers: StarvationTimers,
     /// When the keys of all who wait were last taken, for policies whose order changes with time.
@@ -153,6 +155,7 @@ impl Scheduler {
             running: Vec::with_capacity(config.capacity.seats as usize),
             swapped_blocks: 0,
             head_blocked: None,
+            gather: Gather::default(),
             overtakes: OvertakeLog::default(),
             timers: StarvationTimers::default(),
             rekeyed_at: Timestamp::ZERO,

@@ -1,6 +1,8 @@
 //! One step: promote, make room, decode, prefill, admit.
 
 use super::Scheduler;
+#[cfg(doc)]
+use crate::gather::Gather;
 use crate::{Plan, Rank, Seated, Slice, State, Timestamp, blocks_for};
 
 /// Waiting requests that admission looks at in one step beyond those it admits.
@@ -87,12 +89,16 @@ impl Scheduler {
     /// Spends what is left of the step in order of rank, on prefills under way and on waiting requests, which take a seat for
     /// it while seats and memory last: a long prompt holds up no short one that comes later. Who would get nothing in this
     /// step stays in the queue, where shorter ones that come meanwhile can pass, unless a seat was cleared for it. Smaller
-    /// requests may pass a head that memory keeps waiting, but not for longer than `max_bypass_s`.
+    /// requests may pass a head that memory keeps waiting, but not for longer than `max_bypass_s`. In a step in which seats
+    /// gather ([`Gather`]) nobody takes one.
     fn prefill_and_admit(&mut self, now: Timestamp, budget: &mut Budget) {
         let step = self.plan.step;
         let (mut skipped, mut cleared) = (0, self.plan.pause.len());
         let mut under_way = self.prefills_under_way().into_iter().peekable();
         let mut cursor = self.waiting.first();
+        if self.gathers() && cleared == 0 && under_way.peek().is_none() {
+            cursor = None;
+        }
         while let Some(place) = cursor {
             let on_seat = self.entries[place.slot].rank_on_seat(&*self.policy, &self.estimates);
             while let Some((_, slot)) = under_way.next_if(|&(rank, _)| rank < on_seat) {
@@ -121,6 +127,13 @@ impl Scheduler {
         for (_, slot) in under_way {
             self.prefill(slot, self.entries[slot].pending_tokens(), budget);
         }
+    }
+
+    /// Whether free seats wait for others.
+    fn gathers(&mut self) -> bool {
+        let seats = self.config.capacity.seats as usize;
+        let free = seats.saturating_sub(self.running.len());
+        self.gather.holds(self.policy.gather_share(), seats, free, self.waiting.len())
     }
 
     /// Requests on a seat whose context is not computed yet, in order of rank.

@@ -17,7 +17,9 @@ def ordered(stock):
     class OutrankScheduler(stock):
         def __init__(self, core, **arguments):
             super().__init__(**arguments)
-            self._core, self._off, self._paused = core, False, []
+            self._core, self._off, self._paused, self._gathers = core, False, [], False
+            # What admission compares with is the former since 0.32.
+            self._limit = "max_num_active_reqs" if hasattr(self, "max_num_active_reqs") else "max_num_running_reqs"
             model, parallel = self.vllm_config.model_config, self.vllm_config.parallel_config
             if model.skip_tokenizer_init:
                 log.warning("outrank: no tokenizer: only requests with extra_args['outrank.prompt'] are scored")
@@ -67,9 +69,16 @@ def ordered(stock):
             super().add_request(request)
 
         def schedule(self, *args, **kwargs):
-            """Orders the queue, frees seats where it pays, and lets vLLM schedule."""
+            """Orders the queue, frees seats where it pays, and lets vLLM schedule: nobody new while free seats gather."""
+            self._gathers = False
             self._guarded(self._order, time.monotonic())
-            output = super().schedule(*args, **kwargs)
+            seats = getattr(self, self._limit)
+            if self._gathers:
+                setattr(self, self._limit, len(self.running))
+            try:
+                output = super().schedule(*args, **kwargs)
+            finally:
+                setattr(self, self._limit, seats)
             for request in self._paused:
                 self.waiting.add_request(request)
                 output.preempted_req_ids = (output.preempted_req_ids or set()) | {request.request_id}
@@ -81,12 +90,13 @@ def ordered(stock):
             if self._core.order(now, self.running):
                 self._heapify()
             if self.waiting:
-                self._free_seats(now)
+                free = max(0, getattr(self, self._limit) - len(self.running))
+                self._free_seats(now, free)
+                self._gathers = self._core.gathers(free) and not self._paused
 
-        def _free_seats(self, now):
+        def _free_seats(self, now, free):
             """Takes seats from those that should lose them. They stay out of the queue until this step is planned."""
-            seats = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)  # the former since 0.32
-            for request in self._core.victims(now, max(0, seats - len(self.running))):
+            for request in self._core.victims(now, free):
                 if request not in self.running:
                     continue
                 self.running.remove(request)
