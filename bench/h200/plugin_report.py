@@ -232,7 +232,7 @@ def step_times(runs):
     """Steps without prefill at like batches, with and without the plug-in; tokens/s while all seats are taken and some wait."""
     by_size = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        if run["policy"] in ("stock", "outrank") and run["engine"] in "ab":
+        if run["policy"] in ("stock", "outrank") and run["engine"] != "tp2":
             for step in run["steps"]:
                 if not step["prefill_tokens"] and not step["idle"]:
                     size = min(step["decodes"], 256) // 32 if step["decodes"] <= 256 else 9
