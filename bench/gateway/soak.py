@@ -4,7 +4,8 @@ usage: python3 bench/gateway/soak.py --outrank BIN [--parts streams,overload,ten
 
 streams   N concurrent streams for M minutes: memory and open files of the gateway over time, latency of tokens through it
           (the mock stamps each with the time when it was sent) beside that of the direct way.
-overload  0.8 and then 3 times what the mock serves: what accepted requests wait, how fast the others are refused.
+overload  0.8 and then 3 times what the mock serves, the latter also with each of --flags: what accepted requests wait, how fast the
+          others are refused.
 tenants   one tenant alone with half the seats, then with all of them beside a tenant that sends ten times as much.
 """
 import argparse
@@ -25,8 +26,8 @@ SERVICE = dict(ttft_ms=50, itl_ms=10)
 TOKENS = "8,16,32,72"
 SERVICE_S = statistics.mean((50 + 10 * (n - 1)) / 1e3 for n in (8, 16, 32, 72))
 SEATS = 32
-# Of the gateway that refuses what would wait longer.
-MAX_WAIT_S = 0.3
+# Of gateways that refuse what would wait longer, unless said.
+IMPATIENT = "--max-wait-s 0.3"
 
 
 class Watch(threading.Thread):
@@ -126,9 +127,12 @@ def overload(args, logs):
         upstream = harness.mock(started, logs, seats=SEATS, **SERVICE)
         gateway = harness.outrank(started, logs, args.outrank, [upstream], "hold",
                                   flags=gateway_flags.bounded(SEATS, args.queue), body=harness.chat())
-        impatient = harness.outrank(started, logs, args.outrank, [upstream], "hold", name="outrank-impatient",
-                                    flags=[*gateway_flags.bounded(SEATS, args.queue), "--max-wait-s", MAX_WAIT_S], body=harness.chat())
-        for name, factor, gateway in (("0.8", 0.8, gateway), ("3", 3.0, gateway), (f"3, --max-wait-s {MAX_WAIT_S}", 3.0, impatient)):
+        turns = [("0.8", 0.8, gateway), ("3", 3.0, gateway)]
+        for nth, flags in enumerate((args.flags or IMPATIENT).split(";"), 1):
+            impatient = harness.outrank(started, logs, args.outrank, [upstream], "hold", name=f"outrank-impatient-{nth}",
+                                        flags=[*gateway_flags.bounded(SEATS, args.queue), *flags.split()], body=harness.chat())
+            turns.append((f"3, {flags.strip()}", 3.0, impatient))
+        for name, factor, gateway in turns:
             harness.ask(upstream.port, "/mock/reset", {})
             watch = Watch(gateway, 0.5)
             found = load("open", gateway.url, rate=capacity * factor, poisson=7, duration_s=args.overload_s, warm_up_s=5, stream=True,
@@ -245,7 +249,7 @@ def head(facts):
 def default_name(args):
     name = "-".join(["soak", *args.parts.split(",")]) if args.parts != "streams,overload,tenants" else "soak"
     name += "-auto" if args.auto else ""
-    return name + ("-spare" if "--spare-seats" in args.flags else "")
+    return name + ("-no-spare" if "--spare-seats 0" in args.flags else "")
 
 
 def main():
@@ -263,10 +267,10 @@ def main():
     parser.add_argument("--tenant-s", type=float, default=25.0)
     parser.add_argument("--rounds", type=int, default=3, help="of the two tenants, at each load")
     parser.add_argument("--auto", action="store_true", help="of the two tenants: the mock says its seats, and the window is auto")
-    parser.add_argument("--flags", default="", help="of the two tenants: further flags of outrank serve")
+    parser.add_argument("--flags", default="", help="further flags of outrank serve: of the two tenants, or of overload, there several times, separated by ;")
     parser.add_argument("--shared", default="the machine was shared with other builds")
     parser.add_argument("--out", type=Path, default=harness.ROOT / "results/gateway")
-    parser.add_argument("--name", help="of the files written there [default: soak, the parts unless all, -auto, -spare]")
+    parser.add_argument("--name", help="of the files written there [default: soak, the parts unless all, -auto, -no-spare]")
     args = parser.parse_args()
     if args.name and Path(args.name).name != args.name:
         parser.error(f"--name {args.name}: a file's name is needed, without folders; for those there is --out")

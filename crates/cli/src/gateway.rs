@@ -243,7 +243,7 @@ fn set_limits(config: &mut GatewayConfig, gateway: &GatewaySettings) -> Result<(
     set(&mut config.max_connections, gateway.max_connections);
     set(&mut config.batch_delay_s, gateway.batch_delay_s);
     set(&mut config.default_delay_s, gateway.default_delay_s);
-    set(&mut config.spare_seats, gateway.spare_seats);
+    config.spare_seats = gateway.spare_seats;
     for (target, seconds, name) in [
         (&mut config.max_wait, gateway.max_wait_s, "max_wait_s"),
         (&mut config.request_timeout, gateway.request_timeout_s, "request_timeout_s"),

@@ -179,7 +179,7 @@ settings! {
         /// Seconds of later interactive arrivals that requests of class default let by [default: 0]
         #[arg(long, env = "OUTRANK_DEFAULT_DELAY_S", value_name = "SECONDS", help_heading = "Gateway")]
         default_delay_s: f64,
-        /// Seats of each window kept free for tenants below their share, while several send requests [default: 0]
+        /// Seats of each window kept free for tenants below their share, while several send requests [default: one in 32]
         #[arg(long, env = "OUTRANK_SPARE_SEATS", value_name = "N", help_heading = "Gateway")]
         spare_seats: u32,
         /// Certificate chain towards clients, PEM; with --tls-key

@@ -11,6 +11,10 @@ use thiserror::Error;
 use crate::tenants::TenantConfig;
 use crate::upstream::UpstreamConfig;
 
+/// Seats of a window of which one is left free for a tenant below its share, unless the settings say how many are. One is enough for
+/// it hardly to notice the others, and costs 3 % of 32 seats; of few seats it would cost too much, so they keep none.
+const SEATS_PER_SPARE_SEAT: u32 = 32;
+
 /// Settings that the gateway cannot start with; the text says what to do.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error("{0}")]
@@ -128,8 +132,9 @@ pub struct GatewayConfig {
     pub default_delay_s: f64,
     /// Head start that requests of class `batch` concede to later interactive ones, in seconds.
     pub batch_delay_s: f64,
-    /// Seats of each upstream in hold mode that tenants who have their share leave free for others that are about.
-    pub spare_seats: u32,
+    /// Seats of each upstream in hold mode, at most half, that tenants who have their share leave free for others that are about;
+    /// unless said, one in 32 of its window, so none of fewer.
+    pub spare_seats: Option<u32>,
     /// Same replica for the same conversation.
     pub affinity: Affinity,
     /// Requests that may wait, over all models.
@@ -192,7 +197,7 @@ impl Default for GatewayConfig {
             tenants: Vec::new(),
             default_delay_s: 0.0,
             batch_delay_s: 60.0,
-            spare_seats: 0,
+            spare_seats: None,
             affinity: Affinity::None,
             max_queue_requests: 1024,
             max_wait: Duration::from_secs(600),
@@ -264,6 +269,11 @@ impl GatewayConfig {
     /// What scoring may take.
     pub(crate) fn scorer_limits(&self) -> ScorerLimits {
         ScorerLimits { max_queue: self.max_scoring_queue, max_cpu_share: self.max_scoring_cpu_share }
+    }
+
+    /// Seats of a window of so many that tenants who have their share leave free: of few no more than half.
+    pub(crate) fn spare_seats_of(&self, seats: u32) -> u32 {
+        self.spare_seats.unwrap_or(seats / SEATS_PER_SPARE_SEAT).min(seats / 2)
     }
 
     /// An order book of these settings. In shadow mode it goes by arrival.

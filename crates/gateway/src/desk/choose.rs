@@ -36,20 +36,34 @@ impl State {
     ) -> Option<usize> {
         let (held, leaves) = (&self.pools[pool].held, self.leaves(now, lane));
         // Who waits while a seat is free has to leave it; only who has not may pass.
-        let is_kept_for_it = self.config.spare_seats > 0 && leaves == 0 && held.waiting_in(lane) == 0;
+        let keeps_seats = || self.pools[pool].sites.iter().any(|&at| self.spare_seats(&self.sites[at]) > 0);
+        let is_kept_for_it = !leaves && held.waiting_in(lane) == 0 && keeps_seats();
         let may_go = held.occupancy().0 == 0 || is_kept_for_it;
         let held = if may_go { self.choose_held(now, pool, leaves, None, affinity) } else { None };
         held.or_else(|| self.choose_stamped(now, pool, None, affinity))
     }
 
-    /// Seats that a request of this tenant leaves free at an upstream that it is held for.
-    fn leaves(&self, now: Timestamp, lane: usize) -> u32 {
-        if self.leaving(now, [lane].into_iter()).is_empty() { 0 } else { self.config.spare_seats }
+    /// Seats of an upstream that tenants who have their share leave free. None while its window goes beyond the seats that the engine
+    /// says it has: that is how too low a number is found out, and takes a full window.
+    pub(super) fn spare_seats(&self, site: &Site) -> u32 {
+        let is_beyond = site.window.seats().is_some_and(|seats| site.window.size() > seats);
+        let may_be_kept = site.upstream.mode == Mode::Hold && self.weights.len() > 1 && !is_beyond;
+        if may_be_kept { self.config.spare_seats_of(site.capacity()) } else { 0 }
+    }
+
+    /// Whether one more request may be sent to an upstream now, leaving its spare seats free or not.
+    pub(super) fn has_room_at(&self, now: Timestamp, site: &Site, leaves: bool) -> bool {
+        site.has_room(now, if leaves { self.spare_seats(site) } else { 0 })
+    }
+
+    /// Whether a request of this tenant leaves the spare seats free at an upstream that it is held for.
+    fn leaves(&self, now: Timestamp, lane: usize) -> bool {
+        !self.leaving(now, [lane].into_iter()).is_empty()
     }
 
     /// Those of these lanes whose requests leave the spare seats free at an upstream that they are held for.
     pub(super) fn leaving(&self, now: Timestamp, lanes: impl Iterator<Item = usize>) -> Vec<usize> {
-        if self.config.spare_seats == 0 || self.weights.len() < 2 {
+        if self.sites.iter().all(|site| self.spare_seats(site) == 0) {
             return Vec::new();
         }
         let held =
@@ -68,7 +82,7 @@ impl State {
         &self,
         now: Timestamp,
         pool: usize,
-        leaves: u32,
+        leaves: bool,
         avoid: Option<usize>,
         affinity: Option<u64>,
     ) -> Option<usize> {
@@ -82,7 +96,7 @@ impl State {
         avoid: Option<usize>,
         affinity: Option<u64>,
     ) -> Option<usize> {
-        self.choose_of(now, pool, (Mode::Stamp, 0), avoid, affinity)
+        self.choose_of(now, pool, (Mode::Stamp, false), avoid, affinity)
     }
 
     /// Of the upstreams with room, the one with the least work to do for its weight; or the one that the request prefers, if it is
@@ -91,7 +105,7 @@ impl State {
         &self,
         now: Timestamp,
         pool: usize,
-        (mode, leaves): (Mode, u32),
+        (mode, leaves): (Mode, bool),
         avoid: Option<usize>,
         affinity: Option<u64>,
     ) -> Option<usize> {
@@ -99,7 +113,7 @@ impl State {
             let sites = self.pools[pool].sites.iter().copied();
             sites.filter(move |&at| {
                 let site = &self.sites[at];
-                site.upstream.mode == mode && site.has_room(now, leaves)
+                site.upstream.mode == mode && self.has_room_at(now, site, leaves)
             })
         };
         let load = |&at: &usize| (u8::from(Some(at) == avoid), self.sites[at].load());

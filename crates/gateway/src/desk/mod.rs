@@ -3,7 +3,7 @@
 //! One lock, held for about a microsecond: when a request arrives, when its score comes, at its first token, and when it ends.
 //! Tokens in between are counted in atomics of their own ([`Progress`]), which the desk reads when it needs them. Whatever frees a
 //! seat, or makes an upstream available, looks at once for who goes next ([`State::pump`]), so no seat idles while a request that
-//! could take it waits, except for those that the settings want to be kept free (`spare_seats`).
+//! could take it waits, except for those that are kept free for tenants below their share (`spare_seats`).
 
 mod choose;
 mod fleet;

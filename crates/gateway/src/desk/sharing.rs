@@ -10,7 +10,7 @@ const TOKENS: [u32; 4] = [8, 16, 32, 72];
 const SERVICE_S: f64 = 0.36;
 
 /// Means over the requests of the first tenant, in seconds; or sums of such means.
-#[derive(Debug, Default)]
+#[derive(PartialEq, Debug, Default)]
 struct Latency {
     ttft_s: f64,
     e2e_s: f64,
@@ -35,8 +35,8 @@ impl Latency {
 }
 
 /// The first tenant sends `load` of what half of the seats can do; beside it, if wanted, a second sends ten times as much. So many
-/// seats are kept free. Also tells the share of the time in which a seat was taken.
-fn serve(seats: u32, load: f64, beside: bool, spare_seats: u32, seed: u64) -> (Latency, f64) {
+/// seats are kept free, if that is said. Also tells the share of the time in which a seat was taken.
+fn serve(seats: u32, load: f64, beside: bool, spare_seats: Option<u32>, seed: u64) -> (Latency, f64) {
     let config = GatewayConfig { max_queue_requests: 64, spare_seats, ..GatewayConfig::default() };
     let mut run = Run::new(config, seats, &[1.0, 1.0], FIRST_TOKEN_S, TOKEN_S);
     let mut rng = fastrand::Rng::with_seed(seed);
@@ -58,12 +58,12 @@ fn serve(seats: u32, load: f64, beside: bool, spare_seats: u32, seed: u64) -> (L
 }
 
 #[test]
-fn a_tenant_under_its_share_waits_for_a_seat_to_come_free_and_for_nobody_who_waits() {
+fn without_spare_seats_a_tenant_under_its_share_waits_for_a_seat_to_come_free_and_for_nobody_who_waits() {
     for (load, most_ratio) in [(0.3, 1.08), (0.6, 1.06), (0.85, 1.06)] {
         let (mut alone, mut beside) = (Latency::default(), Latency::default());
         for seed in 0..8 {
-            alone.add(&serve(SEATS / 2, load, false, 0, seed).0);
-            let (latency, busy) = serve(SEATS, load, true, 0, seed);
+            alone.add(&serve(SEATS / 2, load, false, Some(0), seed).0);
+            let (latency, busy) = serve(SEATS, load, true, Some(0), seed);
             beside.add(&latency);
             assert!(busy > 0.99, "{load}, {seed}: seats idled, {busy}");
         }
@@ -75,12 +75,12 @@ fn a_tenant_under_its_share_waits_for_a_seat_to_come_free_and_for_nobody_who_wai
 }
 
 #[test]
-fn with_a_spare_seat_a_tenant_under_its_share_hardly_notices_the_other() {
+fn unless_told_otherwise_one_of_32_seats_is_spare_and_a_tenant_under_its_share_hardly_notices_the_other() {
     for load in [0.3, 0.6, 0.85] {
         let (mut alone, mut beside) = (Latency::default(), Latency::default());
         for seed in 0..4 {
-            alone.add(&serve(SEATS / 2, load, false, 1, seed).0);
-            let (latency, busy) = serve(SEATS, load, true, 1, seed);
+            alone.add(&serve(SEATS / 2, load, false, None, seed).0);
+            let (latency, busy) = serve(SEATS, load, true, None, seed);
             beside.add(&latency);
             let seats = f64::from(SEATS);
             assert!(busy > (seats - 1.0) / seats - 0.01, "{load}, {seed}: more than that seat idled, {busy}");
@@ -88,13 +88,51 @@ fn with_a_spare_seat_a_tenant_under_its_share_hardly_notices_the_other() {
         assert!(beside.ttft_s < 1.1 * alone.ttft_s, "{load}: {alone:?} alone, {beside:?} beside");
         assert!(beside.e2e_s < 1.02 * alone.e2e_s, "{load}: {alone:?} alone, {beside:?} beside");
     }
-    let (_, busy) = serve(SEATS, 10.0, false, 1, 0);
+    let (_, busy) = serve(SEATS, 10.0, false, None, 0);
     assert!(busy > 0.99, "a seat was kept for nobody: {busy}");
 }
 
 #[test]
+fn of_fewer_than_32_seats_none_is_spare_unless_that_is_said() {
+    // Of its half of these seats, four, the first tenant asks for 2.4.
+    let of_few = |spare_seats| serve(8, 0.15, true, spare_seats, 0);
+    assert_eq!(of_few(None), of_few(Some(0)));
+    let (without, with) = (of_few(None).1, of_few(Some(1)).1);
+    assert!(
+        without > 0.99 && with < 0.95,
+        "{without} of the seats are taken without a spare one, {with} with one"
+    );
+    let kept =
+        |spare_seats, seats| GatewayConfig { spare_seats, ..GatewayConfig::default() }.spare_seats_of(seats);
+    assert_eq!([0, 31, 32, 63, 64, 512].map(|seats| kept(None, seats)), [0, 0, 1, 1, 2, 16]);
+    assert_eq!([0, 1, 2, 32].map(|seats| kept(Some(3), seats)), [0, 0, 1, 3], "of few no more than half");
+    assert_eq!(kept(Some(0), 512), 0);
+}
+
+#[test]
+fn a_window_that_is_found_grows_past_the_seats_that_are_left_free() {
+    // An upstream that makes nobody wait, and says nothing of its seats or something wrong.
+    for (said, spare_seats) in [(None, None), (Some(32), Some(0)), (Some(32), None)] {
+        let config = GatewayConfig { max_queue_requests: 1024, spare_seats, ..GatewayConfig::default() };
+        let mut run = Run::new(config, "auto", &[1.0, 1.0], FIRST_TOKEN_S, TOKEN_S);
+        if let Some(seats) = said {
+            run.engine_says(seats);
+        }
+        for nth in 0..30_000 {
+            run.until(f64::from(nth) * 0.005);
+            let tokens = 100 + nth * 7919 % 440;
+            run.arrive(usize::from(nth % 1000 > 0), tokens, f64::from(tokens));
+            if nth % 100 == 0 {
+                run.tick();
+            }
+        }
+        assert!(run.window() > 256, "said {said:?}, spare {spare_seats:?}, found {}", run.window());
+    }
+}
+
+#[test]
 fn one_that_is_no_tenant_any_more_and_leaves_a_seat_holds_nobody_up() {
-    let config = GatewayConfig { spare_seats: 1, ..GatewayConfig::default() };
+    let config = GatewayConfig { spare_seats: Some(1), ..GatewayConfig::default() };
     let mut run = Run::new(config, 4, &[1.0, 1.0, 1.0], FIRST_TOKEN_S, TOKEN_S);
     run.arrive(0, 2, 2.0);
     run.until(0.1);

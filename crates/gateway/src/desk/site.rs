@@ -80,10 +80,9 @@ impl Site {
         }
     }
 
-    /// Whether one more request may be sent there now that leaves so many seats free; of few seats no more than half.
+    /// Whether one more request may be sent there now that leaves so many seats free.
     pub(super) fn has_room(&self, now: Timestamp, leaves: u32) -> bool {
-        let capacity = self.capacity();
-        let takes = capacity - leaves.min(capacity / 2);
+        let takes = self.capacity().saturating_sub(leaves);
         self.is_available(now) && now >= self.paused_until && self.in_flight < takes
     }
 
@@ -112,11 +111,11 @@ impl Site {
         self.breaker.sent(now);
     }
 
-    /// The answer to one of the requests there has begun.
-    pub(super) fn began(&mut self, prompt_tokens: u32, ttft_s: f64) {
+    /// The answer to one of the requests there has begun. So many more might be there, if those who wait did not leave seats free.
+    pub(super) fn began(&mut self, prompt_tokens: u32, ttft_s: f64, left_free: u32) {
         self.begun += 1;
         self.window.streams(self.begun);
-        self.window.first_token(prompt_tokens, ttft_s, self.in_flight);
+        self.window.first_token(prompt_tokens, ttft_s, self.in_flight + left_free);
     }
 
     pub(super) fn released(&mut self, work_tokens: f64, began: bool) {

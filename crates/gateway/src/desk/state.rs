@@ -254,7 +254,7 @@ impl State {
         while let Some((pool, id, leaving)) = self.next(now) {
             let Some(live) = self.live.get_mut(&id) else { return };
             let (avoid, affinity) = (live.avoid, live.affinity);
-            let leaves = if leaving.contains(&live.lane) { self.config.spare_seats } else { 0 };
+            let leaves = leaving.contains(&live.lane);
             let Some(site) = self.choose_held(now, pool, leaves, avoid, affinity) else { return };
             let turn = self.seat(now, id, site, None);
             // One that was given up is about to leave.
@@ -282,11 +282,11 @@ impl State {
         let mut leaving = None;
         let mut first: Option<(Key, usize, u64)> = None;
         for at in 0..self.pools.len() {
-            if self.pools[at].held.occupancy().0 == 0 || !self.has_room(now, at, 0) {
+            if self.pools[at].held.occupancy().0 == 0 || !self.has_room(now, at, false) {
                 continue;
             }
             let leaving = leaving.get_or_insert_with(|| self.leaving_of_waiting(now));
-            let all_may = leaving.is_empty() || self.has_room(now, at, self.config.spare_seats);
+            let all_may = leaving.is_empty() || self.has_room(now, at, true);
             let kept_out: &[usize] = if all_may { &[] } else { leaving };
             let pool = &mut self.pools[at];
             let seats: u32 = pool.sites.iter().map(|&site| self.sites[site].window.size()).sum();
@@ -305,11 +305,11 @@ impl State {
         self.leaving(now, self.shares.lanes().filter(|&lane| self.waits(lane)))
     }
 
-    /// Whether an upstream of a queue takes a request that leaves so many seats free.
-    fn has_room(&self, now: Timestamp, pool: usize, leaves: u32) -> bool {
+    /// Whether an upstream of a queue takes a request that leaves its spare seats free, or not.
+    fn has_room(&self, now: Timestamp, pool: usize, leaves: bool) -> bool {
         self.pools[pool].sites.iter().any(|&site| {
             let site = &self.sites[site];
-            site.upstream.mode == Mode::Hold && site.has_room(now, leaves)
+            site.upstream.mode == Mode::Hold && self.has_room_at(now, site, leaves)
         })
     }
 
@@ -326,10 +326,17 @@ impl State {
         if stamped {
             self.book_of(pool, true).started(RequestId(id));
         }
-        if let Some(site) = site.map(|site| &mut self.sites[site]) {
-            site.began(prompt_tokens, ttft_s);
+        if let Some(site) = site {
+            let left_free = self.left_free(pool, site);
+            self.sites[site].began(prompt_tokens, ttft_s, left_free);
         }
         self.pump(now);
+    }
+
+    /// Seats of an upstream that those who wait for a queue may have to leave free. Its window is full without them.
+    fn left_free(&self, pool: usize, site: usize) -> u32 {
+        let somebody_waits = self.pools[pool].held.occupancy().0 > 0;
+        if somebody_waits { self.spare_seats(&self.sites[site]) } else { 0 }
     }
 
     pub(super) fn again(
@@ -394,11 +401,14 @@ impl State {
         self.release(now, id, ending.verdict);
         let Some(live) = self.live.remove(&id) else { return };
         self.waiting -= usize::from(live.wake.is_some());
-        if let Some(site) = at.map(|at| &mut self.sites[at])
+        if let Some(at) = at
             && ending.verdict == Verdict::Good
             && ending.end != End::Aborted
         {
-            site.window.ended(ending.e2e_s, ending.tokens, ending.streamed, site.in_flight + 1);
+            let left_free = self.left_free(live.pool, at);
+            let site = &mut self.sites[at];
+            let taken = site.in_flight + 1 + left_free;
+            site.window.ended(ending.e2e_s, ending.tokens, ending.streamed, taken);
         }
         let pool = &mut self.pools[live.pool];
         pool.answers += u64::from(ending.end != End::Aborted);

@@ -1,5 +1,6 @@
-//! The desk before one upstream of as many seats as its window, in virtual time.
+//! The desk before one upstream that has a seat for each request that is sent there, in virtual time.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ struct Open {
     tokens: u32,
     arrived_s: f64,
     started_s: f64,
+    began: bool,
     progress: Arc<Progress>,
 }
 
@@ -58,15 +60,15 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// A desk of these settings with so many seats, tenants of these weights, and this time to the first token and to each after it.
+    /// A desk of these settings with this window, tenants of these weights, and this time to the first token and to each after it.
     pub(super) fn new(
         config: GatewayConfig,
-        seats: u32,
+        window: impl Display,
         weights: &[f64],
         first_token_s: f64,
         token_s: f64,
     ) -> Self {
-        let upstreams = vec![format!("http://127.0.0.1:1 models=m window={seats}").parse().unwrap()];
+        let upstreams = vec![format!("http://127.0.0.1:1 models=m window={window}").parse().unwrap()];
         let config = Arc::new(GatewayConfig { upstreams, ..config });
         let upstream = Upstream::new(&config.upstreams[0], None, &config, &tls::client().unwrap()).unwrap();
         let mut state = State::new(Arc::clone(&config));
@@ -91,6 +93,22 @@ impl Run {
         self.state.set_weights(weights.to_vec());
     }
 
+    /// The upstream says that it works on so many requests at once.
+    pub(super) fn engine_says(&mut self, seats: u32) {
+        let upstream = Arc::clone(&self.state.sites[0].upstream);
+        self.state.engine_says(Timestamp::from_secs_f64(self.now_s), &upstream, Some(seats));
+    }
+
+    /// What only time changes is looked after.
+    pub(super) fn tick(&mut self) {
+        self.state.tick(Timestamp::from_secs_f64(self.now_s));
+    }
+
+    /// Requests that may be at the upstream at once.
+    pub(super) fn window(&self) -> u32 {
+        self.state.seats()
+    }
+
     fn service_s(&self, tokens: u32) -> f64 {
         self.first_token_s + f64::from(tokens - 1) * self.token_s
     }
@@ -112,7 +130,8 @@ impl Run {
             affinity: None,
         };
         let arrived_s = self.now_s;
-        let open = |id, progress| Open { id, lane, tokens, arrived_s, started_s: arrived_s, progress };
+        let open =
+            |id, progress| Open { id, lane, tokens, arrived_s, started_s: arrived_s, began: false, progress };
         match self.state.submit(now, &self.clock, &ask, Arc::clone(&progress)) {
             Err(_) => self.refused_s.push(arrived_s),
             Ok((id, Admitted::Now(_), _)) => self.start(open(id, progress)),
@@ -128,28 +147,42 @@ impl Run {
         self.running.push(open);
     }
 
-    /// Lets time pass: answers end, and those who wait are started.
+    /// When a request on a seat has its first token, or after that its end.
+    fn next_s(&self, open: &Open) -> f64 {
+        open.started_s + if open.began { self.service_s(open.tokens) } else { self.first_token_s }
+    }
+
+    fn end(&mut self, at: usize) {
+        let Open { id, tokens, .. } = self.running.swap_remove(at);
+        self.ended.push((self.now_s, tokens));
+        let ending = Ending {
+            tokens,
+            end: End::Stopped,
+            verdict: Verdict::Good,
+            e2e_s: self.service_s(tokens),
+            per_token_s: Some(self.token_s),
+            streamed: true,
+        };
+        self.state.leave(Timestamp::from_secs_f64(self.now_s), id, &ending);
+    }
+
+    /// Lets time pass: answers begin and end, and those who wait are started.
     pub(super) fn until(&mut self, then_s: f64) {
-        let ends_s = |run: &Self, open: &Open| open.started_s + run.service_s(open.tokens);
         let first = |run: &Self| {
-            let end_s = |&at: &usize| ends_s(run, &run.running[at]);
-            (0..run.running.len()).min_by(|a, b| end_s(a).total_cmp(&end_s(b)))
+            let next_s = |&at: &usize| run.next_s(&run.running[at]);
+            (0..run.running.len()).min_by(|a, b| next_s(a).total_cmp(&next_s(b)))
         };
         while let Some(at) = first(self)
-            && ends_s(self, &self.running[at]) <= then_s
+            && self.next_s(&self.running[at]) <= then_s
         {
-            self.now_s = ends_s(self, &self.running[at]);
-            let Open { id, tokens, .. } = self.running.swap_remove(at);
-            self.ended.push((self.now_s, tokens));
-            let ending = Ending {
-                tokens,
-                end: End::Stopped,
-                verdict: Verdict::Good,
-                e2e_s: self.service_s(tokens),
-                per_token_s: Some(self.token_s),
-                streamed: true,
-            };
-            self.state.leave(Timestamp::from_secs_f64(self.now_s), id, &ending);
+            self.now_s = self.next_s(&self.running[at]);
+            if self.running[at].began {
+                self.end(at);
+            } else {
+                self.running[at].began = true;
+                let (now, id) = (Timestamp::from_secs_f64(self.now_s), self.running[at].id);
+                self.state.first_token(now, id, self.first_token_s);
+            }
             let woken = |(_, woken): &mut (Open, Woken)| woken.try_recv().is_ok();
             let woken: Vec<_> = self.waiting.extract_if(.., woken).collect();
             woken.into_iter().for_each(|(open, _)| self.start(open));
