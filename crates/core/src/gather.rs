@@ -20,7 +20,8 @@ pub(crate) struct Gather {
 impl Gather {
     /// To be asked in every step with the seats there are, those free and the requests that wait: whether nobody starts in it.
     pub(crate) fn holds(&mut self, share: f64, seats: usize, free: usize, waiting: usize) -> bool {
-        let wanted = ((seats as f64 * share) as usize).min(waiting / WAITING_PER_SEAT);
+        // At most all seats, so that somebody runs: a step without anybody would be the last.
+        let wanted = ((seats as f64 * share) as usize).min(waiting / WAITING_PER_SEAT).min(seats);
         let holds = (1..wanted).contains(&free) && self.held_steps < MAX_GATHER_STEPS;
         self.held_steps = if holds { self.held_steps + 1 } else { 0 };
         holds
@@ -42,6 +43,7 @@ mod tests {
         assert!(!holds(127, 1, 100), "few seats do not gather");
         assert!(!holds(256, 0, 100), "no seat, nothing to hold");
         assert!(!Gather::default().holds(0.0, 256, 1, 100), "switched off");
+        assert!(!Gather::default().holds(9.0, 256, 256, 9000), "nobody runs");
     }
 
     #[test]
