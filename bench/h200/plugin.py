@@ -27,6 +27,9 @@ from workload import SEED, load, request
 
 SAID = ("duration_s", "tokens_per_s", "s_per_token_mean", "s_per_token_p90", "ttft_s_mean", "ttft_s_p99", "e2e_s_mean", "e2e_s_p99")
 
+# Tokens of a step that get a CUDA graph when every step may have one (FULL): vLLM's own sizes up to 512, then 256 decodes with longer prompts.
+CAPTURED = [1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, 1025, 32)]
+
 
 def summary(rows):
     """Means and tails of one run: seconds, s/token of output."""
@@ -92,7 +95,8 @@ class Driver:
         if args.eager:
             options |= {"enforce_eager": True}
         else:
-            options |= {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}, "gpu_memory_utilization": 0.9}
+            graphs = {"cudagraph_mode": args.graphs} | ({"cudagraph_capture_sizes": CAPTURED} if args.graphs == "FULL" else {})
+            options |= {"compilation_config": {"mode": 0} | graphs, "gpu_memory_utilization": 0.9}
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
         gc.freeze()
         print(f"{args.tag}: engine up after {time.monotonic() - self.began:.1f} s", flush=True)
@@ -193,4 +197,5 @@ if __name__ == "__main__":
     parser.add_argument("--bare", action="store_true", help="vLLM without the plug-in")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--graphs", default="FULL_DECODE_ONLY", choices=("FULL_DECODE_ONLY", "FULL"), help="which steps run as CUDA graphs: those without a prompt, or all of up to 1,024 tokens")
     asyncio.run(main(parser.parse_args()))
