@@ -308,15 +308,16 @@ impl PolicyFlags {
     pub(crate) fn settings(&self) -> Result<PolicySettings> {
         let mut settings = PolicySettings::default();
         let outrank = &mut settings.outrank;
-        set_positive(&mut outrank.backlog_factor, self.backlog_factor, "backlog_factor")?;
-        set_positive(&mut outrank.service_factor, self.service_factor, "service_factor")?;
-        set_positive(&mut outrank.short_share, self.short_share, "short_share")?;
-        set_positive(&mut outrank.gather_share, self.gather_share, "gather_share")?;
-        set_positive(&mut outrank.patience_s, self.patience_s, "patience_s")?;
-        set_positive(&mut outrank.min_gain_services, self.min_gain_services, "min_gain_services")?;
-        set_positive(&mut outrank.switch_cost_factor, self.switch_cost_factor, "switch_cost_factor")?;
+        set(&mut outrank.backlog_factor, self.backlog_factor);
+        set(&mut outrank.service_factor, self.service_factor);
+        set(&mut outrank.short_share, self.short_share);
+        set(&mut outrank.gather_share, self.gather_share);
+        set(&mut outrank.patience_s, self.patience_s);
+        set(&mut outrank.min_gain_services, self.min_gain_services);
+        set(&mut outrank.switch_cost_factor, self.switch_cost_factor);
         set(&mut outrank.max_preemptions_per_step, self.max_preemptions_per_step);
         set(&mut outrank.max_preemptions_per_request, self.max_preemptions_per_request);
+        outrank.check().map_err(|error| usage(error.to_string()))?;
         set(&mut settings.ltr.threshold_steps, self.ltr_threshold_steps);
         set(&mut settings.ltr.quantum_steps, self.ltr_quantum_steps);
         Ok(settings)
@@ -360,18 +361,6 @@ impl RankerSettings {
 pub(crate) fn set<T>(target: &mut T, value: Option<T>) {
     if let Some(value) = value {
         *target = value;
-    }
-}
-
-fn set_positive(target: &mut f64, value: Option<f64>, name: &str) -> Result<()> {
-    match value {
-        Some(value) if !(value.is_finite() && value >= 0.0) => {
-            Err(usage(format!("{name} = {value}: must be a finite number of at least 0")))
-        }
-        _ => {
-            set(target, value);
-            Ok(())
-        }
     }
 }
 
@@ -449,6 +438,11 @@ mod tests {
     fn a_value_out_of_range_is_refused_wherever_it_comes_from() {
         let settings = file("[policy]\nshort_share = nan\n").unwrap();
         assert!(format!("{:#}", settings.policy.settings().unwrap_err()).contains("short_share"));
+        let settings = file("[policy]\ngather_share = 3\n").unwrap();
+        assert!(
+            format!("{:#}", settings.policy.settings().unwrap_err())
+                .contains("gather_share = 3: must be a share from 0 to 1")
+        );
         assert!(format!("{:#}", file("[serve]\npolicy = \"lottery\"\n").unwrap_err()).contains("oracle-sjf"));
     }
 

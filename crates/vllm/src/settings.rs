@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use outrank_core::policies::{Ltr, Outrank, PolicySettings, by_name};
+use outrank_core::policies::{Ltr, OutOfRange, Outrank, PolicySettings, by_name};
 use outrank_core::{MonitorSettings, Policy, ServiceModel};
 use outrank_ranker::{Ranker, RankerFileError};
 use serde::Deserialize;
@@ -31,6 +31,9 @@ pub enum SettingsError {
     /// A number out of its range.
     #[error("additional_config[\"outrank\"].{0} must be a positive finite number")]
     Range(&'static str),
+    /// A setting of the policy out of its range.
+    #[error("additional_config[\"outrank\"].outrank.{0}")]
+    OutOfRange(#[from] OutOfRange),
 }
 
 /// The ranker to start from.
@@ -109,6 +112,7 @@ impl Settings {
         if !POLICIES.contains(&settings.policy.as_str()) {
             return Err(SettingsError::Policy(settings.policy));
         }
+        settings.outrank.check()?;
         let positive = [
             ("decode_s", settings.decode_s),
             ("prefill_s", settings.prefill_s),
@@ -159,6 +163,8 @@ mod tests {
         assert!(error.contains("patience_s"), "{error}");
         let error = Settings::parse(r#"{"decode_s": 0}"#).unwrap_err().to_string();
         assert!(error.contains("decode_s"), "{error}");
+        let error = Settings::parse(r#"{"outrank": {"gather_share": 2}}"#).unwrap_err().to_string();
+        assert!(error.contains("outrank.gather_share = 2") && error.contains("from 0 to 1"), "{error}");
         let missing = Settings::parse(r#"{"ranker": "/no/such.outrank"}"#).unwrap();
         assert!(missing.load_ranker().unwrap_err().to_string().contains("/no/such.outrank"));
     }

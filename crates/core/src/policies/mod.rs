@@ -21,7 +21,7 @@ pub use hrrn::Hrrn;
 pub use ltr::Ltr;
 pub use mlfq::Mlfq;
 pub use oracle::{OracleSjf, OracleSrtf};
-pub use outrank::Outrank;
+pub use outrank::{OutOfRange, Outrank};
 pub use po::Po;
 pub use sjf::Sjf;
 pub use tie::Tie;

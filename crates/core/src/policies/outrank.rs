@@ -1,4 +1,5 @@
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use crate::{Hysteresis, Key, Load, Policy, Preemption, RequestView};
 
@@ -70,7 +71,44 @@ impl Default for Outrank {
     }
 }
 
+/// A setting outside its range.
+#[derive(Clone, Copy, PartialEq, Debug, Error)]
+#[error("{name} = {value}: must be {range}")]
+pub struct OutOfRange {
+    /// The setting.
+    pub name: &'static str,
+    /// What it was to be.
+    pub value: f64,
+    /// What it may be.
+    pub range: &'static str,
+}
+
 impl Outrank {
+    /// Checks that each setting means something.
+    ///
+    /// # Errors
+    /// [`OutOfRange`] for a share that is not from 0 to 1, a negative number, or one that is not finite.
+    pub fn check(&self) -> Result<(), OutOfRange> {
+        let outside = |settings: &[(&'static str, f64)], most, range| {
+            let found = settings.iter().find(|(_, value)| !(0.0..=most).contains(value));
+            found.map_or(Ok(()), |&(name, value)| Err(OutOfRange { name, value, range }))
+        };
+        outside(
+            &[("short_share", self.short_share), ("gather_share", self.gather_share)],
+            1.0,
+            "a share from 0 to 1",
+        )?;
+        let numbers = [
+            ("backlog_factor", self.backlog_factor),
+            ("service_factor", self.service_factor),
+            ("patience_s", self.patience_s),
+            ("steepness", self.steepness),
+            ("min_gain_services", self.min_gain_services),
+            ("switch_cost_factor", self.switch_cost_factor),
+        ];
+        outside(&numbers, f64::MAX, "a finite number of at least 0")
+    }
+
     /// Seconds by which the longest request lets later arrivals by.
     fn patience_s(&self, load: Load) -> f64 {
         let wanted_s = self.backlog_factor * load.backlog_s + self.service_factor * load.mean_service_s;
