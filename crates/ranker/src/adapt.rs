@@ -106,11 +106,11 @@ pub struct Open {
 /// so far rule out those below: each gets a length from what is left, one after the other from all over it. (That is multiple
 /// imputation of a censored length: Rubin, "Multiple Imputation for Nonresponse in Surveys", 1987, with one draw.)
 pub fn add_open(examples: &mut Vec<Arc<Example>>, ranker: &Ranker, open: &[Open]) {
-    /// Its multiples, less the integers in them, cover 0 to 1 evenly, however many there are.
-    const GOLDEN_RATIO: f64 = 1.618_033_988_749_895;
+    /// The golden ratio, less 1: the fractions of its multiples cover 0 to 1 evenly, however many there are.
+    const STRIDE: f64 = 0.618_033_988_749_895;
     let mut scratch = Scratch::new();
     for (index, it) in open.iter().enumerate() {
-        let share = ((index + 1) as f64 * GOLDEN_RATIO).fract();
+        let share = ((index + 1) as f64 * STRIDE).fract();
         let tokens = ranker.score(&it.text).tokens_beyond(it.tokens, share);
         let limit_tokens = it.limit_tokens.max(1);
         let tokens = (tokens.round() as u32).clamp(1, limit_tokens);

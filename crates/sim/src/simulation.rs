@@ -38,15 +38,12 @@ pub struct Job {
 /// Sees what happens in a run, in the order in which it happens. A closure that takes answers is one.
 pub trait Watch {
     /// A request arrives: what is predicted of it. What its [`Job`] says, unless the ranker changes during the run.
-    fn score(&mut self, arrival_s: f64, index: usize, job: &Job) -> Option<Score> {
-        let (_, _) = (arrival_s, index);
+    fn score(&mut self, _arrival_s: f64, _index: usize, job: &Job) -> Option<Score> {
         job.score
     }
 
     /// A request got a token.
-    fn token(&mut self, index: usize) {
-        let _ = index;
-    }
+    fn token(&mut self, _index: usize) {}
 
     /// A request has its answer.
     fn answered(&mut self, answer: Answer);

@@ -125,10 +125,12 @@ fn tokens_are_reported_every_few_steps_while_somebody_waits_and_in_each_if_the_p
 
 #[test]
 fn those_who_run_count_when_it_learns() {
-    // Fifty-five requests ended after 20 tokens; of thirty like them each has 500 by now, unless they have gone.
+    // Fifty-five requests ended after 20 to 90 tokens; of thirty like them each has 500 by now, unless they have gone.
     let predicted = |run: bool| {
         let mut host = host(r#"{"policy": "sjf"}"#);
-        let prompt = |number: u64| format!("Item {number}: treat it, please.");
+        let prompt = |number: u64| {
+            format!("Item {number}: {} it, please.", ["glorp", "zindle"][(number % 2) as usize])
+        };
         for number in 0..85 {
             host.submit(0.0, &arrival(number, None));
             host.score(number, prompt(number));
@@ -141,10 +143,13 @@ fn those_who_run_count_when_it_learns() {
                 host.ended(0.1, number, 500, End::Aborted);
             }
         }
-        (0..55).for_each(|number| host.ended(0.1, number, 20, End::Stopped));
+        for number in 0..55 {
+            let tokens = 20 + 60 * (number % 2) as u32 + (number % 7) as u32;
+            host.ended(0.1, number, tokens, End::Stopped);
+        }
         let started = Instant::now();
         // What was learned is taken over with the next job.
-        for number in 100.. {
+        for number in (100..).step_by(2) {
             assert!(started.elapsed() < Duration::from_secs(60), "{:?}", host.status());
             host.submit(0.2, &arrival(number, None));
             host.score(number, prompt(number));
