@@ -124,7 +124,7 @@ fn a_ranker_learns_during_a_run_from_who_ended_and_from_who_runs() {
     let trace = file(dir.path(), "t.jsonl", &trace(400));
     let simulate = |more: &[&str]| {
         let command = ["simulate", "--trace", &trace, "--arrivals", "load:1.2", "--seats", "8"];
-        let policy = ["--duration-s", "600", "--policies", "outrank", "--profile", "cpu-smollm2"];
+        let policy = ["--duration-s", "60", "--policies", "outrank", "--profile", "cpu-smollm2"];
         [&command[..], &policy, more].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
     };
     let means = [&[][..], &["--learn", "ended"], &["--learn", "running"]].map(|more| {
