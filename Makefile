@@ -74,7 +74,7 @@ reality-plugin: build ## the simulator against the plug-in's runs in vLLM (RUNS=
 	for steps in "" "--steps $(RUNS)/steps.jsonl.gz"; do \
 	  python3 scripts/reality.py --outrank $(OUTRANK) --runs $(RUNS)/runs.jsonl.gz --profile $(RUNS)/*.toml \
 	    --policies stock=fcfs,outrank=outrank,ltr=ltr,oracle=oracle-sjf --requests .cache/plugin/requests.jsonl.gz \
-	    --ranker .cache/plugin/trained.outrank --only burst,:1. $$steps; done
+	    --ranker .cache/plugin/trained.outrank --learn $(or $(LEARN),ended) --only burst,:1. $$steps; done
 
 reality-cpu: build model ## the simulator against the embedded engine (six minutes, alone on the machine)
 	python3 scripts/reality_cpu.py --outrank $(OUTRANK) --trace $(TRACE) --out results/cpu

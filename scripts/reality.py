@@ -9,7 +9,8 @@ of the machine during the run out of the comparison and leaves the scheduler and
 A file of runs has a header line for each run and a line for each request (results/h200/README.md). Requests reach the
 simulated scheduler when they reached the real one (`queued_s`), with the same tokens and scores. Runs of the plug-in
 (results/h200/plugin) say nothing of a request but its place in the run: its prompt and its tokens are taken from --requests, as the
-run took them (bench/h200/workload.py), and --ranker scores the prompt as the plug-in did.
+run took them (bench/h200/workload.py), and --ranker scores the prompt as the plug-in did. With --learn it also learns from the
+answers of each run under `outrank`, as the plug-in did, from the same start.
 """
 import argparse
 import gzip
@@ -77,6 +78,7 @@ def simulate(args, profile, header, requests):
         command = [args.outrank, "simulate", "--trace", trace, "--arrivals", "trace", "--duration-s", "1e9", "--answers", answers,
                    "--policies", args.of[header["policy"]], "--profile", profile, "--seats", str(header["seats"]), "--json"]
         command += ["--scores", "ranker", "--ranker", args.ranker] if args.requests else ["--scores", "trace"]
+        command += ["--learn", args.learn] if args.learn and header["policy"] == "outrank" else []
         run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
             sys.exit(f"outrank simulate failed:\n{run.stderr}")
@@ -125,6 +127,7 @@ def main():
     parser.add_argument("--only", default="", help="only runs whose name contains one of these, comma-separated")
     parser.add_argument("--requests", type=Path, help="the requests of runs of the plug-in, JSON lines, gzip")
     parser.add_argument("--ranker", help="the ranker that scored them")
+    parser.add_argument("--learn", choices=("ended", "running"), help="what the plug-in learned from")
     args = parser.parse_args()
     args.of = dict(pair.split("=") for pair in args.policies.split(","))
     print("| run | requests | s/token mean, p90 | TTFT mean | E2E mean, p90 | simulated / measured: s/token | E2E mean | E2E p90 |")

@@ -117,3 +117,28 @@ fn a_journal_is_replayed_with_its_own_arrivals_and_predictions() {
     );
     assert!(code == 2 && text.contains("--arrivals"), "{text}");
 }
+
+#[test]
+fn a_ranker_learns_during_a_run_from_who_ended_and_from_who_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = file(dir.path(), "t.jsonl", &trace(400));
+    let simulate = |more: &[&str]| {
+        let command = ["simulate", "--trace", &trace, "--arrivals", "load:1.2", "--seats", "8"];
+        let policy = ["--duration-s", "60", "--policies", "outrank", "--profile", "cpu-smollm2"];
+        [&command[..], &policy, more].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let means = [&[][..], &["--learn", "ended"], &["--learn", "running"]].map(|more| {
+        let args = simulate(more);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let [once, again] = [0, 1].map(|_| json(dir.path(), &args)["runs"][0]["metrics"].clone());
+        assert_eq!(once, again, "a run is a function of its inputs");
+        once["s_per_token"]["mean"].as_f64().unwrap()
+    });
+    assert!(
+        means[1] < means[0] && means[2] < means[0],
+        "what the trace's own model answers is learned: {means:?}"
+    );
+    let args = simulate(&["--learn", "ended", "--scores", "none"]);
+    let (code, text) = fails(dir.path(), &args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(code == 2 && text.contains("--learn"), "{text}");
+}

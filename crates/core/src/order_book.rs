@@ -395,6 +395,14 @@ impl OrderBook {
         (self.waiting.len(), self.running.len())
     }
 
+    /// Who runs: tokens so far as reported, and the limit as far as a prediction may know it.
+    pub fn running(&self) -> impl Iterator<Item = (RequestId, u32, u32)> {
+        self.running.iter().map(|&slot| {
+            let entry = &self.entries[slot];
+            (entry.request.id, entry.generated_tokens, entry.request.known_limit_tokens())
+        })
+    }
+
     /// Measured step costs.
     pub fn service(&self) -> ServiceModel {
         self.estimates.service

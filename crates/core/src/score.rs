@@ -170,6 +170,18 @@ impl Score {
         (self.mean_with(spread) * normal_cdf(spread - z) / normal_cdf(-z) - done).max(1.0)
     }
 
+    /// The length in tokens that an answer which has not ended after `generated` exceeds with a probability of `share` (0 to 1).
+    pub fn tokens_beyond(self, generated: u32, share: f64) -> f64 {
+        let done = f64::from(generated);
+        let (spread, z) = self.standardised(done);
+        if z > FAR_TAIL {
+            // The asymptote: the excess is exponential.
+            return done - done * spread / z * share.max(f64::MIN_POSITIVE).ln();
+        }
+        let tail = (share * normal_cdf(-z)).max(f64::MIN_POSITIVE);
+        (f64::from(self.median_tokens) * (spread * normal_upper_quantile(tail)).exp()).max(done)
+    }
+
     /// The spread, kept off zero, and by how many spreads a length of `tokens` lies above the median.
     fn standardised(self, tokens: f64) -> (f64, f64) {
         let spread = f64::from(self.spread).max(MIN_SPREAD);
@@ -314,6 +326,26 @@ mod tests {
             let left = score.remaining_tokens(done);
             assert!(left.is_finite() && left >= last * 0.97, "jump at {done}: {last} to {left}");
             last = left;
+        }
+    }
+
+    #[test]
+    fn lengths_beyond_what_has_come_have_the_mean_that_is_expected() {
+        for (median, spread, done) in [(100.0, 0.5, 0), (100.0, 0.8, 120), (30.0, 1.0, 90), (200.0, 0.3, 900)]
+        {
+            let score = Score::new(median, spread).unwrap();
+            let shares = (0..10_000).map(|i| (f64::from(i) + 0.5) / 10_000.0);
+            let mean = shares.map(|share| score.tokens_beyond(done, share)).sum::<f64>() / 10_000.0;
+            let expected = f64::from(done) + score.remaining_tokens(done);
+            assert!(
+                (mean / expected - 1.0).abs() < 0.01,
+                "{median} {spread} {done}: {mean} against {expected}"
+            );
+        }
+        let sure = Score::new(10.0, 0.0).unwrap();
+        for share in [0.0, 0.5, 1.0] {
+            let tokens = sure.tokens_beyond(100_000, share);
+            assert!(tokens.is_finite() && tokens >= 100_000.0, "{tokens}");
         }
     }
 

@@ -68,9 +68,14 @@ impl Adapter {
         self.observed
     }
 
+    /// Whether it is time to learn.
+    pub fn is_due(&self) -> bool {
+        self.observed >= self.next_at
+    }
+
     /// What to learn from now, if it is time to.
     pub fn due(&mut self) -> Option<Vec<Arc<Example>>> {
-        if self.observed < self.next_at {
+        if !self.is_due() {
             return None;
         }
         let grown = (self.observed as f64 * GROWTH) as u64;
@@ -81,6 +86,36 @@ impl Adapter {
     /// The newest answers.
     pub fn examples(&self) -> Vec<Arc<Example>> {
         self.window.iter().cloned().collect()
+    }
+}
+
+/// A request that has not ended when it is time to learn.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Open {
+    /// What was asked, as it is scored.
+    pub text: String,
+    /// Tokens of the answer so far.
+    pub tokens: u32,
+    /// Its limit in tokens, as far as a prediction may know it.
+    pub limit_tokens: u32,
+}
+
+/// Adds requests that have not ended to the answers to learn from. Of requests that start together the short ones end first: who
+/// learns from ended ones alone takes all for shorter than they are, and is surer of it than is right, the more so the shorter he
+/// has served. How long an open one will be is not known, but `ranker` says how likely which length is, and the tokens
+/// so far rule out those below: each gets a length from what is left, one after the other from all over it. (That is multiple
+/// imputation of a censored length: Rubin, "Multiple Imputation for Nonresponse in Surveys", 1987, with one draw.)
+pub fn add_open(examples: &mut Vec<Arc<Example>>, ranker: &Ranker, open: &[Open]) {
+    /// The golden ratio, less 1: the fractions of its multiples cover 0 to 1 evenly, however many there are.
+    const STRIDE: f64 = 0.618_033_988_749_895;
+    let mut scratch = Scratch::new();
+    for (index, it) in open.iter().enumerate() {
+        let share = ((index + 1) as f64 * STRIDE).fract();
+        let tokens = ranker.score(&it.text).tokens_beyond(it.tokens, share);
+        let limit_tokens = it.limit_tokens.max(1);
+        let tokens = (tokens.round() as u32).clamp(1, limit_tokens);
+        let censored = tokens == limit_tokens;
+        examples.push(Arc::new(Example::new(&mut scratch, &it.text, tokens, censored)));
     }
 }
 
@@ -194,6 +229,40 @@ mod tests {
         let text = prompt(100, 1);
         let factor = learned.ranker.score(&text).median_tokens() / prior.score(&text).median_tokens();
         assert!((4.0..10.0).contains(&factor), "{factor}");
+    }
+
+    #[test]
+    fn those_who_have_not_ended_make_up_for_the_short_ones_that_end_first() {
+        let ranker = Ranker::shipped();
+        let texts: Vec<String> = traffic(400).map(|(text, _)| text).collect();
+        // Lengths as the ranker says; after 150 steps the short half has ended.
+        let length = |index: usize, text: &str| {
+            let share = (index as f64 + 0.5) * 0.618_034 % 1.0;
+            ranker.score(text).tokens_beyond(0, share) as u32 + 1
+        };
+        let step = 150;
+        let mut adapter = Adapter::default();
+        let mut open = Vec::new();
+        for (index, text) in texts.iter().enumerate() {
+            match length(index, text) {
+                tokens if tokens <= step => adapter.observe(text, tokens, false),
+                _ => open.push(Open { text: text.clone(), tokens: step, limit_tokens: 100_000 }),
+            }
+        }
+        assert!(adapter.is_due() && open.len() > 50, "{}", open.len());
+        let mean_ln = |lengths: &[u32]| {
+            lengths.iter().map(|&tokens| f64::from(tokens).ln()).sum::<f64>() / lengths.len() as f64
+        };
+        let truth: Vec<u32> = texts.iter().enumerate().map(|(index, text)| length(index, text)).collect();
+        let mut examples = adapter.examples();
+        let of = |examples: &[Arc<Example>]| {
+            mean_ln(&examples.iter().map(|example| example.tokens).collect::<Vec<_>>())
+        };
+        assert!(of(&examples) < mean_ln(&truth) - 0.2, "the ended ones are the short ones");
+        add_open(&mut examples, ranker, &open);
+        assert!((of(&examples) - mean_ln(&truth)).abs() < 0.05, "{} {}", of(&examples), mean_ln(&truth));
+        add_open(&mut examples, ranker, &[Open { text: "x".into(), tokens: 7, limit_tokens: 8 }]);
+        assert!((7..=8).contains(&examples.last().unwrap().tokens));
     }
 
     #[test]

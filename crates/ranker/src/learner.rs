@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::adapt::Adapted;
 
 /// After learning it rests so many times as long as it took: serving goes first.
-const MIN_PAUSES: u32 = 10;
+pub const MIN_PAUSES: u32 = 10;
 /// The niceness of the learning thread: it takes what nobody else wants.
 const NICENESS: i32 = 19;
 

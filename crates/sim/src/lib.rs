@@ -17,4 +17,6 @@ pub use fit::{Fit, FitError, Residuals, fit};
 pub use metrics::{Answer, Group, Metrics, Slo, by_length};
 pub use profile::{Profile, ProfileError};
 pub use scorer::Scoring;
-pub use simulation::{Job, MAX_TRUST_CHANGES, SimError, Simulation, TimelinePoint, Totals, TrustChange};
+pub use simulation::{
+    Job, MAX_TRUST_CHANGES, SimError, Simulation, TimelinePoint, Totals, TrustChange, Watch,
+};

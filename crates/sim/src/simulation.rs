@@ -35,6 +35,26 @@ pub struct Job {
     pub score: Option<Score>,
 }
 
+/// Sees what happens in a run, in the order in which it happens. A closure that takes answers is one.
+pub trait Watch {
+    /// A request arrives: what is predicted of it. What its [`Job`] says, unless the ranker changes during the run.
+    fn score(&mut self, _arrival_s: f64, _index: usize, job: &Job) -> Option<Score> {
+        job.score
+    }
+
+    /// A request got a token.
+    fn token(&mut self, _index: usize) {}
+
+    /// A request has its answer.
+    fn answered(&mut self, answer: Answer);
+}
+
+impl<F: FnMut(Answer)> Watch for F {
+    fn answered(&mut self, answer: Answer) {
+        self(answer);
+    }
+}
+
 /// Why a simulation cannot run.
 #[derive(Debug, Error)]
 pub enum SimError {
@@ -167,15 +187,15 @@ impl<'a> Simulation<'a> {
         })
     }
 
-    /// Runs until every job is answered, and hands over each answer as it ends. Jobs come in order of arrival; only
-    /// those under way are kept in memory.
+    /// Runs until every job is answered, and tells `watch` of it, of each answer as it ends. Jobs come in order of arrival;
+    /// only those under way are kept in memory.
     ///
     /// # Errors
     /// [`SimError`]; answers handed over before stay valid.
     pub fn run(
         mut self,
         jobs: impl IntoIterator<Item = Job>,
-        mut answered: impl FnMut(Answer),
+        mut watch: impl Watch,
     ) -> Result<Totals, SimError> {
         let mut jobs = jobs.into_iter().enumerate().peekable();
         let start = jobs.peek().map_or(Timestamp::ZERO, |(_, job)| Timestamp::from_secs_f64(job.arrival_s));
@@ -191,10 +211,11 @@ impl<'a> Simulation<'a> {
                 }
                 last_arrival = arrival;
                 self.deliver_scores(arrival);
-                self.arrive(index, arrival, &job)?;
+                let score = watch.score(job.arrival_s, index, &job);
+                self.arrive(index, arrival, &Job { score, ..job })?;
             }
             self.deliver_scores(self.now);
-            if self.step(&mut answered) {
+            if self.step(&mut watch) {
                 continue;
             }
             // Nothing to do until the next arrival.
@@ -252,7 +273,7 @@ impl<'a> Simulation<'a> {
     }
 
     /// Plans and executes one step; `false` if there is nothing to do.
-    fn step(&mut self, answered: &mut impl FnMut(Answer)) -> bool {
+    fn step(&mut self, watch: &mut impl Watch) -> bool {
         let plan = self.scheduler.plan(self.now);
         if plan.is_idle() {
             return false;
@@ -268,7 +289,7 @@ impl<'a> Simulation<'a> {
         let took = Timestamp::from_secs_f64(step_s).since(Timestamp::ZERO);
         let before = self.now;
         self.now = Timestamp::from_secs_f64(before.secs_f64() + switching_s + step_s);
-        let tokens = self.finish_step(answered);
+        let tokens = self.finish_step(watch);
         if !self.plan.batch.is_empty() {
             self.scheduler.observe(self.now, Event::StepTook(took));
         }
@@ -298,7 +319,7 @@ impl<'a> Simulation<'a> {
     }
 
     /// Every sequence at the end of its context gets its token, at the end of the step. Returns how many did.
-    fn finish_step(&mut self, answered: &mut impl FnMut(Answer)) -> u64 {
+    fn finish_step(&mut self, watch: &mut impl Watch) -> u64 {
         let now = self.now;
         let mut tokens = 0;
         for slice in self.plan.batch.iter().filter(|slice| slice.samples) {
@@ -311,10 +332,11 @@ impl<'a> Simulation<'a> {
             }
             active.last_token = now;
             active.generated_tokens += 1;
+            watch.token(active.index);
             tokens += 1;
             self.scheduler.observe(now, Event::Token(slice.id));
             if active.generated_tokens == active.output_tokens {
-                answered(active.answer(now));
+                watch.answered(active.answer(now));
                 self.free.push(slot);
                 self.scheduler.observe(now, Event::Finished(slice.id));
             }

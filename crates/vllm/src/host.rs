@@ -155,6 +155,7 @@ impl Host {
     /// changed; the last of several counts.
     pub fn changed(&mut self, now_s: f64) -> Vec<(u64, i64)> {
         let now = Timestamp::from_secs_f64(now_s);
+        let mut asks = false;
         for said in self.worker.heard() {
             match said {
                 Said::Score(number, score) => {
@@ -162,7 +163,13 @@ impl Host {
                     self.book.scored(now, RequestId(number), score);
                 }
                 Said::Learned(tau_b) => self.learned = (self.learned.0 + 1, Some(tau_b)),
+                Said::Asks => asks = true,
             }
+        }
+        if asks {
+            let running = self.book.running();
+            self.worker
+                .send(Job::Running(running.map(|(id, tokens, limit)| (id.0, tokens, limit)).collect()));
         }
         let changed = self.book.changed(now);
         changed.into_iter().map(|(id, rank)| (id.0, priority(rank))).collect()

@@ -122,3 +122,45 @@ fn tokens_are_reported_every_few_steps_while_somebody_waits_and_in_each_if_the_p
     assert_eq!((due("{}", 1), due("{}", 0)), (16, 2));
     assert_eq!((due(r#"{"policy": "ltr"}"#, 1), due(r#"{"policy": "ltr"}"#, 0)), (128, 128));
 }
+
+#[test]
+fn those_who_run_count_when_it_learns() {
+    // Fifty-five requests ended after 20 to 90 tokens; of thirty like them each has 500 by now, unless they have gone.
+    let predicted = |run: bool| {
+        let mut host = host(r#"{"policy": "sjf"}"#);
+        let prompt = |number: u64| {
+            format!("Item {number}: {} it, please.", ["glorp", "zindle"][(number % 2) as usize])
+        };
+        for number in 0..85 {
+            host.submit(0.0, &arrival(number, None));
+            host.score(number, prompt(number));
+            host.started(number);
+        }
+        when_scored(&mut host, 85);
+        for number in 55..85 {
+            host.generated(number, 500);
+            if !run {
+                host.ended(0.1, number, 500, End::Aborted);
+            }
+        }
+        for number in 0..55 {
+            let tokens = 20 + 60 * (number % 2) as u32 + (number % 7) as u32;
+            host.ended(0.1, number, tokens, End::Stopped);
+        }
+        let started = Instant::now();
+        // What was learned is taken over with the next job.
+        for number in (100..).step_by(2) {
+            assert!(started.elapsed() < Duration::from_secs(60), "{:?}", host.status());
+            host.submit(0.2, &arrival(number, None));
+            host.score(number, prompt(number));
+            std::thread::sleep(Duration::from_millis(5));
+            let changed = host.changed(0.3);
+            if host.status().learned > 0 && !changed.is_empty() {
+                return changed[changed.len() - 1].1;
+            }
+        }
+        unreachable!("numbers do not end")
+    };
+    let (beside, alone) = (predicted(true), predicted(false));
+    assert!(10 * beside > 12 * alone, "{beside} {alone}");
+}

@@ -6,7 +6,7 @@ use std::thread;
 
 use outrank_core::Score;
 use outrank_ranker::Ranker;
-use outrank_ranker::adapt::{Adapter, adapt, from_nothing};
+use outrank_ranker::adapt::{Adapter, Open, adapt, add_open, from_nothing};
 use outrank_ranker::learner::Learner;
 
 /// What the worker is asked to do.
@@ -16,6 +16,8 @@ pub(crate) enum Job {
     Score(u64, String),
     /// The request ended: learn from it, unless `None` (tokens, cut short).
     Ended(u64, Option<(u32, bool)>),
+    /// Who runs, as [`Said::Asks`] wants to know: number, tokens so far, known limit in tokens.
+    Running(Vec<(u64, u32, u32)>),
 }
 
 /// What the worker has to say.
@@ -25,6 +27,8 @@ pub(crate) enum Said {
     Score(u64, Score),
     /// A ranker was learned; its tau-b on unseen answers.
     Learned(f64),
+    /// It is time to learn: who runs? Those who ended are not all ([`add_open`]).
+    Asks,
 }
 
 /// The thread that scores; it ends when dropped.
@@ -44,6 +48,7 @@ impl Worker {
             current: ranker,
             adapter: learn.then(Adapter::default),
             learner: Learner::default(),
+            asked: false,
             prompts: HashMap::new(),
             outbox,
         };
@@ -70,6 +75,8 @@ struct State {
     /// `None` where nothing is to be learned.
     adapter: Option<Adapter>,
     learner: Learner,
+    /// Whether it was asked who runs, and no answer has come.
+    asked: bool,
     /// Prompts of requests that have not ended: no more than vLLM itself holds.
     prompts: HashMap<u64, String>,
     outbox: Sender<Said>,
@@ -89,6 +96,7 @@ impl State {
                     }
                 }
                 Job::Ended(number, length) => self.ended(number, length),
+                Job::Running(running) => self.learn_beside(&running),
             }
         }
     }
@@ -97,14 +105,37 @@ impl State {
         let Some(prompt) = self.prompts.remove(&number) else { return };
         let (Some(adapter), Some((tokens, censored))) = (&mut self.adapter, length) else { return };
         adapter.observe(&prompt, tokens, censored);
-        if !self.learner.is_rested() {
+        if self.asked || !adapter.is_due() || !self.learner.is_rested() {
             return;
         }
-        let Some(examples) = adapter.due() else { return };
-        let prior = self.prior.clone();
-        let work = move || match &prior {
-            Some(prior) => adapt(prior, &examples),
-            None => from_nothing(&examples),
+        if self.current.is_some() {
+            self.asked = self.outbox.send(Said::Asks).is_ok();
+        } else {
+            self.learn(Vec::new());
+        }
+    }
+
+    /// Learns from those who ended, and from these who run.
+    fn learn_beside(&mut self, running: &[(u64, u32, u32)]) {
+        self.asked = false;
+        let open = running.iter().filter_map(|&(number, tokens, limit_tokens)| {
+            Some(Open { text: self.prompts.get(&number)?.clone(), tokens, limit_tokens })
+        });
+        let open = open.collect();
+        self.learn(open);
+    }
+
+    fn learn(&mut self, open: Vec<Open>) {
+        let Some(mut examples) = self.adapter.as_mut().and_then(Adapter::due) else { return };
+        let (prior, current) = (self.prior.clone(), self.current.clone());
+        let work = move || {
+            if let Some(current) = &current {
+                add_open(&mut examples, current, &open);
+            }
+            match &prior {
+                Some(prior) => adapt(prior, &examples),
+                None => from_nothing(&examples),
+            }
         };
         // Without a thread the ranker in force stays.
         let _ = self.learner.start(work);

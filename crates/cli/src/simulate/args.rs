@@ -73,6 +73,10 @@ pub(crate) struct SimulateArgs {
     /// these seconds), none
     #[arg(long, value_name = "SOURCE", default_value = "ranker")]
     pub(crate) scores: ScoreSource,
+    /// Learn during each run, as hosts do while they serve: `ended`, from the answers that have ended, as serve and gateway do, or
+    /// `running`, from those who run too, as the plug-in for vLLM does
+    #[arg(long, value_name = "FROM")]
+    pub(crate) learn: Option<Learn>,
     /// Seconds that scoring one request takes, beside the engine unless --blocking-scores
     #[arg(long, value_name = "SECONDS", default_value_t = 0.0, value_parser = not_negative)]
     pub(crate) score_s: f64,
@@ -126,6 +130,15 @@ pub(crate) enum ScoreSource {
     Flipped(f64, f64),
     /// None.
     None,
+}
+
+/// What is learned from during a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Learn {
+    /// Answers that have ended.
+    Ended,
+    /// Those who run too.
+    Running,
 }
 
 const SOURCES: &str = "expected ranker, trace, noisy:SIGMA, random, inverted, flipped:FROM:TO or none";
@@ -210,6 +223,9 @@ impl SimulateArgs {
             return Err(usage(
                 "--load scales csv: and trace arrivals, and there are none; write load:X instead",
             ));
+        }
+        if self.learn.is_some() && self.scores != ScoreSource::Ranker {
+            return Err(usage("--learn teaches the ranker, and --scores takes predictions from elsewhere"));
         }
         if self.duration_s.is_some() && self.arrivals.iter().all(|it| matches!(it, Arrivals::Burst(_))) {
             return Err(usage("--duration-s means nothing for bursts: they end when all are answered"));

@@ -3,6 +3,7 @@
 mod args;
 mod cases;
 mod csv;
+mod learning;
 mod report;
 pub(crate) mod run;
 mod spec;
@@ -20,7 +21,7 @@ use serde::Serialize;
 
 pub(crate) use args::SimulateArgs;
 
-use crate::arrivals::{Arrivals, Window};
+use crate::arrivals::{Arrival, Arrivals, Window};
 use crate::files::check_out;
 use crate::output::{Output, note};
 use crate::progress::Progress;
@@ -43,17 +44,20 @@ struct Report {
 }
 
 /// One profile with its capacity.
-struct Engine {
+pub(crate) struct Engine {
     profile: Profile,
     capacity_per_s: f64,
 }
 
 /// Requests that several policies get.
-struct Case<'a> {
+pub(crate) struct Case<'a> {
     engine: &'a Engine,
+    workload: &'a Workload,
     arrivals: String,
     load: Option<f64>,
     seed: u64,
+    /// Which records arrive when.
+    times: Vec<Arrival>,
     jobs: Vec<Job>,
     /// Tau-b between predictions and lengths.
     tau_b: Option<f64>,
@@ -108,7 +112,7 @@ fn engines(args: &SimulateArgs, workload: &Workload) -> Result<Vec<Engine>> {
 }
 
 /// Every profile with every pattern of arrivals, load and seed.
-fn cases<'a>(args: &SimulateArgs, workload: &Workload, engines: &'a [Engine]) -> Result<Vec<Case<'a>>> {
+fn cases<'a>(args: &SimulateArgs, workload: &'a Workload, engines: &'a [Engine]) -> Result<Vec<Case<'a>>> {
     let mut cases = Vec::new();
     for engine in engines {
         for arrivals in &args.arrivals {
@@ -134,7 +138,8 @@ fn cases<'a>(args: &SimulateArgs, workload: &Workload, engines: &'a [Engine]) ->
                     let times = workload.schedule(arrivals, &window, engine.capacity_per_s)?;
                     let jobs = workload.jobs(&engine.profile, &times, seed);
                     let tau_b = workload::tau_b(&jobs);
-                    cases.push(Case { engine, arrivals: arrivals.to_string(), load, seed, jobs, tau_b });
+                    let arrivals = arrivals.to_string();
+                    cases.push(Case { engine, workload, arrivals, load, seed, times, jobs, tau_b });
                 }
             }
         }
@@ -187,7 +192,7 @@ fn run_one(args: &SimulateArgs, case: &Case<'_>, policy: &spec::PolicySpec) -> R
         offered_per_s: (last_s > 0.0).then(|| case.jobs.len() as f64 / last_s),
         seed: case.seed,
     };
-    let run = run::run(args, &case.engine.profile, policy, &case.jobs, facts)
+    let run = run::run(args, case, policy, facts)
         .with_context(|| format!("{policy}, {}, seed {}", case.arrivals, case.seed))?;
     Ok(Run { tau_b: case.tau_b, ..run })
 }

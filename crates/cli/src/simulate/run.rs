@@ -7,7 +7,9 @@ use outrank_sim::{
 };
 use serde::Serialize;
 
+use crate::simulate::Case;
 use crate::simulate::args::SimulateArgs;
+use crate::simulate::learning::Learning;
 use crate::simulate::spec::PolicySpec;
 
 /// What a run is.
@@ -66,15 +68,10 @@ pub(crate) struct Run {
     pub(crate) answers: Vec<Answer>,
 }
 
-/// Simulates `jobs` under a policy.
-pub(crate) fn run(
-    args: &SimulateArgs,
-    profile: &Profile,
-    policy: &PolicySpec,
-    jobs: &[Job],
-    facts: Facts,
-) -> Result<Run> {
-    let (answers, totals) = answers(args, profile, policy, jobs)?;
+/// Simulates the requests of a case under a policy.
+pub(crate) fn run(args: &SimulateArgs, case: &Case<'_>, policy: &PolicySpec, facts: Facts) -> Result<Run> {
+    let jobs = &case.jobs;
+    let (answers, totals) = answers(args, case, policy)?;
     let good = args.slo.map(|slo| answers.iter().filter(|answer| slo.met(answer)).count() as f64);
     let start_s = jobs.first().map_or(0.0, |job| job.arrival_s);
     let mut ends_s: Vec<f64> = answers.iter().map(|it| it.arrival_s + it.e2e_s - start_s).collect();
@@ -109,20 +106,19 @@ pub(crate) fn run(
     })
 }
 
-fn answers(
-    args: &SimulateArgs,
-    profile: &Profile,
-    policy: &PolicySpec,
-    jobs: &[Job],
-) -> Result<(Vec<Answer>, Totals)> {
+fn answers(args: &SimulateArgs, case: &Case<'_>, policy: &PolicySpec) -> Result<(Vec<Answer>, Totals)> {
     let scoring = Scoring { request_s: args.score_s, blocking: args.blocking_scores };
     let mut monitor = MonitorSettings::default();
     if args.no_monitor {
         monitor.z = f64::INFINITY;
     }
-    let simulation = Simulation::new(profile, policy.policy(), scoring, monitor)?;
-    let mut answers = Vec::with_capacity(jobs.len());
-    let totals = simulation.run(jobs.iter().copied(), |answer| answers.push(answer))?;
+    let simulation = Simulation::new(&case.engine.profile, policy.policy(), scoring, monitor)?;
+    let mut answers = Vec::with_capacity(case.jobs.len());
+    let jobs = case.jobs.iter().copied();
+    let totals = match (args.learn, case.workload.ranker()) {
+        (Some(from), Some(prior)) => simulation.run(jobs, Learning::new(case, prior, from, &mut answers))?,
+        _ => simulation.run(jobs, |answer| answers.push(answer))?,
+    };
     Ok((answers, totals))
 }
 

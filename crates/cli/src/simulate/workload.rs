@@ -20,6 +20,7 @@ pub(crate) struct Workload {
     requests: Vec<Request>,
     max_tokens: Option<u32>,
     scores: ScoreSource,
+    ranker: Option<Ranker>,
 }
 
 /// A record of the trace, without its text.
@@ -70,7 +71,17 @@ impl Workload {
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(Self { records, requests, max_tokens: args.max_tokens, scores: args.scores })
+        Ok(Self { records, requests, max_tokens: args.max_tokens, scores: args.scores, ranker })
+    }
+
+    /// The ranker that predicts, if one does.
+    pub(crate) fn ranker(&self) -> Option<&Ranker> {
+        self.ranker.as_ref()
+    }
+
+    /// What a ranker reads of a record.
+    pub(crate) fn text(&self, record: usize) -> String {
+        self.records[record].request_text()
     }
 
     /// When which records arrive; `capacity_per_s` is that of the profile.
