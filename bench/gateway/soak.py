@@ -2,7 +2,8 @@
 
 usage: python3 bench/gateway/soak.py --outrank BIN [--parts streams,overload,tenants] [--streams N] [--minutes M] [--out FOLDER] [--name NAME]
 
-streams   N concurrent streams for M minutes: memory and open files of the gateway over time, latency of tokens through it
+streams   Short answers over as many connections first, so that all that has a bound is full (the learner's answers, records, the allocator's
+          heaps). Then N concurrent streams for M minutes: memory and open files of the gateway over time, latency of tokens through it
           (the mock stamps each with the time when it was sent) beside that of the direct way.
 overload  0.8 and then 3 times what the mock serves, the latter also with each of --flags: what accepted requests wait, how fast the
           others are refused.
@@ -25,7 +26,6 @@ from harness import load, say
 SERVICE = dict(ttft_ms=50, itl_ms=10)
 TOKENS = "8,16,32,72"
 SERVICE_S = statistics.mean((50 + 10 * (n - 1)) / 1e3 for n in (8, 16, 32, 72))
-SEATS = 32
 # Of gateways that refuse what would wait longer, unless said.
 IMPATIENT = "--max-wait-s 0.3"
 
@@ -97,6 +97,11 @@ def streams(args, logs):
             return result
         gateway = harness.outrank(started, logs, args.outrank, [upstream], args.mode, flags=gateway_flags.wide(args.streams * 2), body=harness.chat())
         before = gateway.usage()
+        if args.fill_s:
+            short = load("closed", gateway.url, connections=args.streams, ramp_s=10, warm_up_s=0, duration_s=args.fill_s, stream=True, usage=True,
+                         max_tokens="1,2", timeout_s=300)
+            result["fill"] = {"seconds": args.fill_s, "answers": short["ok"], "after": gateway.usage()}
+            say(f"filled by {short['ok']} short answers: {result['fill']['after']['rss_kib'] / 1024:.0f} MiB")
         watch = Watch(gateway)
         found = load("closed", gateway.url, wait_s=args.minutes * 60 + 300, duration_s=args.minutes * 60, window_s=30,
                      pid=[gateway.pid], **flags)
@@ -121,16 +126,16 @@ def brief(name, run):
 
 
 def overload(args, logs):
-    capacity = SEATS / SERVICE_S
-    result = {"seats": SEATS, "mean_service_s": SERVICE_S, "capacity_per_s": capacity, "queue": args.queue, "loads": {}}
+    seats, capacity = args.seats, args.seats / SERVICE_S
+    result = {"seats": seats, "mean_service_s": SERVICE_S, "capacity_per_s": capacity, "queue": args.queue, "loads": {}}
     with harness.servers() as started:
-        upstream = harness.mock(started, logs, seats=SEATS, **SERVICE)
+        upstream = harness.mock(started, logs, seats=seats, **SERVICE)
         gateway = harness.outrank(started, logs, args.outrank, [upstream], "hold",
-                                  flags=gateway_flags.bounded(SEATS, args.queue), body=harness.chat())
+                                  flags=gateway_flags.bounded(seats, args.queue), body=harness.chat())
         turns = [("0.8", 0.8, gateway), ("3", 3.0, gateway)]
         for nth, flags in enumerate((args.flags or IMPATIENT).split(";"), 1):
             impatient = harness.outrank(started, logs, args.outrank, [upstream], "hold", name=f"outrank-impatient-{nth}",
-                                        flags=[*gateway_flags.bounded(SEATS, args.queue), *flags.split()], body=harness.chat())
+                                        flags=[*gateway_flags.bounded(seats, args.queue), *flags.split()], body=harness.chat())
             turns.append((f"3, {flags.strip()}", 3.0, impatient))
         for name, factor, gateway in turns:
             harness.ask(upstream.port, "/mock/reset", {})
@@ -158,13 +163,13 @@ def ms(summary):
 
 def tenants(args, logs):
     """A alone with half the seats; then A and B, which sends ten times as much, with all of them. Several rounds."""
-    result = {"seats": SEATS, "mean_service_s": SERVICE_S, "rounds": []}
+    result = {"seats": args.seats, "mean_service_s": SERVICE_S, "rounds": []}
     turns = [(share, turn) for share in (0.6, 0.85) for turn in range(args.rounds)]
     for share, turn in turns:
-        rate = share * (SEATS / 2) / SERVICE_S
+        rate = share * (args.seats / 2) / SERVICE_S
         row = {"share": share, "rate_a_per_s": rate, "rate_b_per_s": 10 * rate}
         for case in ("alone", "beside") if turn % 2 == 0 else ("beside", "alone"):
-            seats = SEATS // 2 if case == "alone" else SEATS
+            seats = args.seats // 2 if case == "alone" else args.seats
             with harness.servers() as started, tempfile.TemporaryDirectory() as folder:
                 upstream = harness.mock(started, logs, seats=seats, **(dict(says_seats=True) if args.auto else {}), **SERVICE)
                 flags, keys = gateway_flags.tenants(folder, ["a", "b"], "auto" if args.auto else seats, args.queue)
@@ -207,7 +212,8 @@ def streams_text(part):
         it = part["gateway"]
         first, last = it["rss_kib_first_and_last_third"]
         files = it["open_files_first_and_last_third"]
-        text.append(f"\nGateway's memory: {it['before']['rss_kib'] / 1024:.0f} MiB before, {first / 1024:.0f} MiB in the first third, {last / 1024:.0f} MiB in the last, "
+        filled = f"{part['fill']['after']['rss_kib'] / 1024:.0f} MiB after {part['fill']['answers']:,} short answers, then " if "fill" in part else ""
+        text.append(f"\nGateway's memory: {it['before']['rss_kib'] / 1024:.0f} MiB before, {filled}{first / 1024:.0f} MiB in the first third, {last / 1024:.0f} MiB in the last, "
                     f"slope {it['rss_kib_per_minute']:.0f} KiB a minute, peak {it['after_10_s_idle']['peak_kib'] / 1024:.0f} MiB, {it['after_10_s_idle']['rss_kib'] / 1024:.0f} MiB "
                     f"10 s after. Open files: {files[0]:.0f} in the first third, {files[1]:.0f} in the last, slope {it['open_files_per_minute']:.2f} a minute, "
                     f"{it['after_10_s_idle']['open_files']} 10 s after ({it['before']['open_files']} before). Left at the mock 10 s after: "
@@ -248,6 +254,7 @@ def head(facts):
 
 def default_name(args):
     name = "-".join(["soak", *args.parts.split(",")]) if args.parts != "streams,overload,tenants" else "soak"
+    name += f"-{args.seats}-seats" if args.seats != 32 else ""
     name += "-auto" if args.auto else ""
     return name + ("-no-spare" if "--spare-seats 0" in args.flags else "")
 
@@ -260,8 +267,10 @@ def main():
     parser.add_argument("--streams", type=int, default=2000)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--itl-ms", type=float, default=250.0, help="of the mock; 2,000 streams at 250 ms are 8,000 tokens/s")
+    parser.add_argument("--fill-s", type=float, default=100.0, help="seconds of short answers before the streams; the learner takes 50 a second, and 4,000")
     parser.add_argument("--baseline-s", type=float, default=60.0, help="seconds of the direct way, and of the other routers")
     parser.add_argument("--rivals", action="store_true", help="the other routers too")
+    parser.add_argument("--seats", type=int, default=32, help="of the mock, in overload and of the two tenants together")
     parser.add_argument("--queue", type=int, default=64)
     parser.add_argument("--overload-s", type=float, default=30.0)
     parser.add_argument("--tenant-s", type=float, default=25.0)
@@ -270,7 +279,7 @@ def main():
     parser.add_argument("--flags", default="", help="further flags of outrank serve: of the two tenants, or of overload, there several times, separated by ;")
     parser.add_argument("--shared", default="the machine was shared with other builds")
     parser.add_argument("--out", type=Path, default=harness.ROOT / "results/gateway")
-    parser.add_argument("--name", help="of the files written there [default: soak, the parts unless all, -auto, -no-spare]")
+    parser.add_argument("--name", help="of the files written there [default: soak, the parts unless all, -N-seats unless 32, -auto, -no-spare]")
     args = parser.parse_args()
     if args.name and Path(args.name).name != args.name:
         parser.error(f"--name {args.name}: a file's name is needed, without folders; for those there is --out")

@@ -15,6 +15,7 @@ mod files;
 mod gateway;
 mod host;
 mod http;
+mod memory;
 mod output;
 mod progress;
 mod serve;
@@ -32,6 +33,7 @@ use crate::output::Output;
 use crate::settings::FileSettings;
 
 fn main() -> ExitCode {
+    memory::give_back();
     let cli = Cli::parse();
     match dispatch(cli) {
         Ok(()) => ExitCode::SUCCESS,

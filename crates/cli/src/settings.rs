@@ -140,7 +140,8 @@ settings! {
         #[arg(long, env = "OUTRANK_MAX_QUEUE", value_name = "N", help_heading = "Gateway")]
         max_queue: usize,
         /// Refuse requests at once, with 429 and Retry-After, that are likely to wait here for longer than this, in seconds, before they
-        /// go to an upstream; who was let in is not cut off for having waited longer. As long as OpenAI's clients wait [default: 600]
+        /// go to an upstream; who was let in is not cut off for having waited longer, and is not overtaken by who came more than
+        /// half of it later. As long as OpenAI's clients wait [default: 600]
         #[arg(long, env = "OUTRANK_MAX_WAIT_S", value_name = "SECONDS", help_heading = "Gateway")]
         max_wait_s: f64,
         /// Seconds that a request may take from arrival to its last byte; clients may ask for less (x-outrank-timeout-ms) [default: 600]
@@ -179,7 +180,8 @@ settings! {
         /// Seconds of later interactive arrivals that requests of class default let by [default: 0]
         #[arg(long, env = "OUTRANK_DEFAULT_DELAY_S", value_name = "SECONDS", help_heading = "Gateway")]
         default_delay_s: f64,
-        /// Seats of each window kept free for tenants below their share, while several send requests [default: one in 32]
+        /// Seats of each window kept free for tenants below their share, while several send requests [default: one
+        /// in 32; of 8 to 31 seats one, for a few services after the newest request of such a tenant]
         #[arg(long, env = "OUTRANK_SPARE_SEATS", value_name = "N", help_heading = "Gateway")]
         spare_seats: u32,
         /// Certificate chain towards clients, PEM; with --tls-key

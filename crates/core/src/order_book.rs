@@ -80,6 +80,8 @@ struct RunningLeft {
     /// Seconds, in order.
     sorted_s: Vec<f64>,
     sum_s: f64,
+    /// How many of them have a score that is trusted.
+    scored: usize,
     taken_at: Timestamp,
     stale: bool,
 }
@@ -350,6 +352,21 @@ impl OrderBook {
         Some(self.placement_of(slot))
     }
 
+    /// Seconds until a request is likely to start, or `None` if it has left. Like the estimate of [`Self::placement`] where the lengths
+    /// of most who run are predicted. Where they are not, all seem to end together, and the first of many ends long before the mean: then
+    /// seats are taken to come free evenly.
+    pub fn likely_start_s(&mut self, id: RequestId) -> Option<f64> {
+        let slot = *self.slots.get(&id)?;
+        let start_s = self.placement_of(slot).eta.start_s;
+        let (running, entry) = (self.running.len(), &self.entries[slot]);
+        if start_s <= 0.0 || 2 * self.left.scored >= running {
+            return Some(start_s);
+        }
+        let (_, ahead_s) = self.ahead_of(entry, self.work_s(slot));
+        let even_s = (self.left.sum_s / running as f64 + ahead_s.max(0.0)) / f64::from(self.seats);
+        Some(start_s.min(even_s))
+    }
+
     /// Everything known about a request, or `None` if it has left or never came.
     pub fn explain(&mut self, now: Timestamp, id: RequestId) -> Option<Explanation> {
         let slot = *self.slots.get(&id)?;
@@ -458,7 +475,9 @@ impl OrderBook {
         sorted_s.extend(self.running.iter().map(|&slot| self.work_s(slot)));
         sorted_s.sort_unstable_by(f64::total_cmp);
         let sum_s = sorted_s.iter().sum();
-        self.left = RunningLeft { sorted_s, sum_s, taken_at: self.estimates.now, stale: false };
+        let has_score = |&&slot: &&usize| self.entries[slot].view(&self.estimates).score.is_some();
+        let scored = self.running.iter().filter(has_score).count();
+        self.left = RunningLeft { sorted_s, sum_s, scored, taken_at: self.estimates.now, stale: false };
     }
 
     fn placement_of(&mut self, slot: usize) -> Placement {
@@ -468,8 +487,7 @@ impl OrderBook {
         if entry.state == State::Running {
             return Placement { position: 0, eta: Eta { start_s: 0.0, finish_s: own_s } };
         }
-        let token_s = self.estimates.service.decode_s;
-        let (position, ahead_s) = self.waiting.ahead_of(entry.lane, entry.rank, own_s, token_s);
+        let (position, ahead_s) = self.ahead_of(entry, own_s);
         let free_seats = (self.seats as usize).saturating_sub(self.running.len());
         let start_s = if position < free_seats {
             0.0
@@ -479,6 +497,11 @@ impl OrderBook {
             self.left.sorted_s.get(nth).copied().unwrap_or(all_s)
         };
         Placement { position, eta: Eta { start_s, finish_s: start_s + own_s } }
+    }
+
+    /// Requests that are expected to go before one that waits and has so much work, and theirs in seconds.
+    fn ahead_of(&self, entry: &Entry, own_s: f64) -> (usize, f64) {
+        self.waiting.ahead_of(entry.lane, entry.rank, own_s, self.estimates.service.decode_s)
     }
 
     fn count_work(&mut self, slot: usize) {

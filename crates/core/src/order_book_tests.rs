@@ -243,6 +243,26 @@ fn a_host_without_a_queue_of_its_own_is_told_who_goes_next_and_where_the_others_
 }
 
 #[test]
+fn of_many_seats_whose_answers_nobody_predicts_one_is_likely_to_come_free_soon() {
+    let likely_s = |median: Option<f32>| {
+        let mut book = book(Fcfs, 20);
+        (0..22).for_each(|id| submit(&mut book, id, 0.0, median));
+        (0..20).for_each(|id| book.started(RequestId(id)));
+        let service_s = book.placement(RequestId(0)).unwrap().eta.finish_s;
+        let mut of = |id| {
+            let start_s = book.placement(RequestId(id)).unwrap().eta.start_s;
+            assert!((start_s / service_s - 1.0).abs() < 1e-6, "that is what is told, as ever");
+            book.likely_start_s(RequestId(id)).unwrap() / service_s
+        };
+        [of(20), of(21)]
+    };
+    assert_eq!(likely_s(Some(100.0)), [1.0, 1.0], "all are thought to end together");
+    let (first, second) = (1.0 / 20.0, 2.0 / 20.0);
+    let told = likely_s(None);
+    assert!((told[0] - first).abs() < 1e-6 && (told[1] - second).abs() < 1e-6, "{told:?}");
+}
+
+#[test]
 fn a_request_waits_as_long_as_the_seats_ahead_of_it_need() {
     let mut book = book(Fcfs, 2);
     for id in 0..4 {

@@ -11,9 +11,13 @@ use thiserror::Error;
 use crate::tenants::TenantConfig;
 use crate::upstream::UpstreamConfig;
 
-/// Seats of a window of which one is left free for a tenant below its share, unless the settings say how many are. One is enough for
-/// it hardly to notice the others, and costs 3 % of 32 seats; of few seats it would cost too much, so they keep none.
+/// Seats of a window of which one is left free for a tenant below its share, unless the settings say how many are: enough for it hardly
+/// to notice the others.
 const SEATS_PER_SPARE_SEAT: u32 = 32;
+/// Fewer than these keep one too, but for a shorter time (`desk/tenants.rs`); fewer still keep none, because it would be too large a part.
+const LEAST_SEATS_WITH_SPARE: u32 = 8;
+/// Share of the longest wait for which those who wait may be overtaken by later arrivals: who was let in has the rest of it to be served.
+const OVERTAKING_SHARE: f64 = 0.5;
 
 /// Settings that the gateway cannot start with; the text says what to do.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -133,7 +137,7 @@ pub struct GatewayConfig {
     /// Head start that requests of class `batch` concede to later interactive ones, in seconds.
     pub batch_delay_s: f64,
     /// Seats of each upstream in hold mode, at most half, that tenants who have their share leave free for others that are about;
-    /// unless said, one in 32 of its window, so none of fewer.
+    /// unless said, one in 32 of its window, and one of 8 to 31.
     pub spare_seats: Option<u32>,
     /// Same replica for the same conversation.
     pub affinity: Affinity,
@@ -273,7 +277,8 @@ impl GatewayConfig {
 
     /// Seats of a window of so many that tenants who have their share leave free: of few no more than half.
     pub(crate) fn spare_seats_of(&self, seats: u32) -> u32 {
-        self.spare_seats.unwrap_or(seats / SEATS_PER_SPARE_SEAT).min(seats / 2)
+        let usual = (seats / SEATS_PER_SPARE_SEAT).max(u32::from(seats >= LEAST_SEATS_WITH_SPARE));
+        self.spare_seats.unwrap_or(usual).min(seats / 2)
     }
 
     /// An order book of these settings. In shadow mode it goes by arrival.
@@ -292,9 +297,12 @@ impl GatewayConfig {
 
     /// How the policy is compared with order of arrival on so many seats.
     pub(crate) fn replay(&self, seats: u32) -> Replay {
+        let mut settings = self.policy_settings;
+        let most_s = OVERTAKING_SHARE * self.max_wait.as_secs_f64();
+        settings.outrank.patience_s = settings.outrank.patience_s.min(most_s);
         Replay {
             policy: self.policy.clone(),
-            settings: self.policy_settings,
+            settings,
             monitor: self.monitor,
             unscored_tokens: self.unscored_tokens,
             seats: seats.max(1),

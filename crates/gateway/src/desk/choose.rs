@@ -46,9 +46,16 @@ impl State {
     /// Seats of an upstream that tenants who have their share leave free. None while its window goes beyond the seats that the engine
     /// says it has: that is how too low a number is found out, and takes a full window.
     pub(super) fn spare_seats(&self, site: &Site) -> u32 {
+        if !self.has_tenants() || site.upstream.mode != Mode::Hold {
+            return 0;
+        }
         let is_beyond = site.window.seats().is_some_and(|seats| site.window.size() > seats);
-        let may_be_kept = site.upstream.mode == Mode::Hold && self.weights.len() > 1 && !is_beyond;
-        if may_be_kept { self.config.spare_seats_of(site.capacity()) } else { 0 }
+        if is_beyond { 0 } else { self.config.spare_seats_of(site.capacity()) }
+    }
+
+    /// Whether there is more than one tenant.
+    fn has_tenants(&self) -> bool {
+        self.weights.len() > 1
     }
 
     /// Whether one more request may be sent to an upstream now, leaving its spare seats free or not.
@@ -63,7 +70,7 @@ impl State {
 
     /// Those of these lanes whose requests leave the spare seats free at an upstream that they are held for.
     pub(super) fn leaving(&self, now: Timestamp, lanes: impl Iterator<Item = usize>) -> Vec<usize> {
-        if self.sites.iter().all(|site| self.spare_seats(site) == 0) {
+        if !self.has_tenants() || self.sites.iter().all(|site| self.spare_seats(site) == 0) {
             return Vec::new();
         }
         let held =

@@ -93,9 +93,27 @@ fn unless_told_otherwise_one_of_32_seats_is_spare_and_a_tenant_under_its_share_h
 }
 
 #[test]
-fn of_fewer_than_32_seats_none_is_spare_unless_that_is_said() {
-    // Of its half of these seats, four, the first tenant asks for 2.4.
-    let of_few = |spare_seats| serve(8, 0.15, true, spare_seats, 0);
+fn of_8_to_31_seats_one_is_spare_too_and_a_tenant_under_its_share_is_within_a_fifth_of_what_it_has_alone() {
+    for (seats, least_busy) in [(8_u32, 0.88), (16, 0.93)] {
+        for load in [0.3, 0.6, 0.85] {
+            let load = load * f64::from(seats) / f64::from(SEATS);
+            let (mut alone, mut beside) = (Latency::default(), Latency::default());
+            for seed in 0..6 {
+                alone.add(&serve(seats / 2, load, false, None, seed).0);
+                let (latency, busy) = serve(seats, load, true, None, seed);
+                beside.add(&latency);
+                assert!(busy > least_busy, "{seats}, {load}, {seed}: {busy} of the seats are taken");
+            }
+            let case = format!("{seats} seats, {load}: {alone:?} alone, {beside:?} beside");
+            assert!(beside.ttft_s < 1.2 * alone.ttft_s && beside.e2e_s < 1.1 * alone.e2e_s, "{case}");
+        }
+    }
+}
+
+#[test]
+fn of_fewer_than_8_seats_none_is_spare_unless_that_is_said() {
+    // Of its half of these seats, three, the first tenant asks for 1.8.
+    let of_few = |spare_seats| serve(6, 0.1125, true, spare_seats, 0);
     assert_eq!(of_few(None), of_few(Some(0)));
     let (without, with) = (of_few(None).1, of_few(Some(1)).1);
     assert!(
@@ -104,7 +122,7 @@ fn of_fewer_than_32_seats_none_is_spare_unless_that_is_said() {
     );
     let kept =
         |spare_seats, seats| GatewayConfig { spare_seats, ..GatewayConfig::default() }.spare_seats_of(seats);
-    assert_eq!([0, 31, 32, 63, 64, 512].map(|seats| kept(None, seats)), [0, 0, 1, 1, 2, 16]);
+    assert_eq!([0, 7, 8, 31, 32, 63, 64, 512].map(|seats| kept(None, seats)), [0, 0, 1, 1, 1, 1, 2, 16]);
     assert_eq!([0, 1, 2, 32].map(|seats| kept(Some(3), seats)), [0, 0, 1, 3], "of few no more than half");
     assert_eq!(kept(Some(0), 512), 0);
 }
@@ -134,8 +152,8 @@ fn a_window_that_is_found_grows_past_the_seats_that_are_left_free() {
 fn one_that_is_no_tenant_any_more_and_leaves_a_seat_holds_nobody_up() {
     let config = GatewayConfig { spare_seats: Some(1), ..GatewayConfig::default() };
     let mut run = Run::new(config, 4, &[1.0, 1.0, 1.0], FIRST_TOKEN_S, TOKEN_S);
-    run.arrive(0, 2, 2.0);
-    run.until(0.1);
+    run.arrive(0, 50, 50.0);
+    run.until(0.6);
     (0..3).for_each(|nth| run.arrive(2, 20 + 400 * nth, 10.0));
     run.arrive(1, 500, 900.0);
     assert_eq!(run.started.len(), 5, "every seat is taken");

@@ -148,10 +148,11 @@ impl State {
                 self.leave(now, id, &Ending::ABORTED);
                 return Err(Refused::WouldWait { wait_s: deadline_s, retry_after_s });
             }
-            let placement = self.placement(pool, stamped, id);
+            let predicted_wait_s = self.pools[pool].held.likely_start_s(RequestId(id));
             if let Some(live) = self.live.get_mut(&id) {
-                live.predicted_wait_s = Some(placement.eta.start_s);
+                live.predicted_wait_s = predicted_wait_s;
             }
+            let placement = self.placement(pool, stamped, id);
             return Ok((id, Admitted::Waits(woken), placement));
         };
         let stamp = stamped.then(|| clock.unix_s(key.map_or(arrival_s, Key::value)));
@@ -199,7 +200,7 @@ impl State {
         if self.pools[pool].answers < MIN_ANSWERS {
             return None;
         }
-        let start_s = self.pools[pool].held.placement(RequestId(id))?.eta.start_s;
+        let start_s = self.pools[pool].held.likely_start_s(RequestId(id))?;
         let most_s = self.config.max_wait.as_secs_f64();
         let overrun = &mut self.pools[pool].overrun;
         let likely_s = overrun.likely_s(start_s);
@@ -409,6 +410,7 @@ impl State {
             let site = &mut self.sites[at];
             let taken = site.in_flight + 1 + left_free;
             site.window.ended(ending.e2e_s, ending.tokens, ending.streamed, taken);
+            self.shares.served(ending.e2e_s);
         }
         let pool = &mut self.pools[live.pool];
         pool.answers += u64::from(ending.end != End::Aborted);
