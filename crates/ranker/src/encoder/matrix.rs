@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use wide::{f32x8, f32x16};
+use wide::{f32x8, f32x16, i16x16, i32x16};
 
 /// Numbers in a vector: one register where the machine has AVX-512, else two or four.
 pub(super) const LANES: usize = 16;
@@ -279,6 +279,65 @@ impl Linear {
     }
 }
 
+/// `x W + b` for one place, with weights of half precision as the file has them: they are read once a text, from far away, so what
+/// counts is how many bytes they are.
+///
+/// The bits of a half, moved to where a float has them, are its value times 2^-112, tiny ones too. The inputs are multiplied by 2^112
+/// instead (they are small), so every product, and with it every sum, is to the bit what it would be with floats.
+#[derive(Debug)]
+pub(super) struct HalfLinear {
+    /// Input, block, lane; blocks up to a multiple of [`BLOCKS_OF_ONE`].
+    weights: Vec<[i16x16; BLOCKS_OF_ONE]>,
+    bias: Vec<f32x16>,
+}
+
+impl HalfLinear {
+    /// Weights with an input a row, in bits of half precision.
+    pub(super) fn new(weights: &[u16], bias: &[f32]) -> Self {
+        let outputs = bias.len();
+        let blocks = outputs.div_ceil(LANES);
+        let group = |row: &[u16], first: usize| -> [i16x16; BLOCKS_OF_ONE] {
+            std::array::from_fn(|step| {
+                let at = |lane| (first + step) * LANES + lane;
+                i16x16::new(std::array::from_fn(|lane| {
+                    row.get(at(lane)).map_or(0, |bits| bits.cast_signed())
+                }))
+            })
+        };
+        let firsts = || (0..blocks).step_by(BLOCKS_OF_ONE);
+        let pad = |values: &[f32]| {
+            let mut lanes = [0.0; LANES];
+            lanes[..values.len()].copy_from_slice(values);
+            f32x16::new(lanes)
+        };
+        Self {
+            weights: firsts()
+                .flat_map(|first| weights.chunks_exact(outputs).map(move |row| group(row, first)))
+                .collect(),
+            bias: bias.chunks(LANES).map(pad).collect(),
+        }
+    }
+
+    /// The outputs, in blocks.
+    pub(super) fn run(&self, x: &[f32], out: &mut Vec<f32x16>) {
+        let moved_back = f32::from_bits((127 + 112) << 23);
+        let bits = i32x16::splat(0x8fff_e000_u32.cast_signed());
+        out.clear();
+        for weights in self.weights.chunks_exact(x.len()) {
+            let mut sums = [f32x16::ZERO; BLOCKS_OF_ONE];
+            for (weights, &x) in weights.iter().zip(x) {
+                let x = f32x16::splat(x * moved_back);
+                for (sum, &weights) in sums.iter_mut().zip(weights) {
+                    let moved: i32x16 = (i32x16::from_i16x16(weights) << 13_i32) & bits;
+                    *sum = x.mul_add(f32x16::from_bits(moved.cast_unsigned()), *sum);
+                }
+            }
+            let bias = &self.bias[out.len()..];
+            out.extend(sums.into_iter().zip(bias).map(|(sum, &bias)| sum + bias));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -344,5 +403,28 @@ mod tests {
             }
         }
         assert_eq!(transpose(&turned), tile);
+    }
+
+    #[test]
+    fn halves_give_the_very_numbers_of_floats() {
+        let (inputs, outputs) = (9, 10 * LANES + 3);
+        let mut random = fastrand::Rng::with_seed(3);
+        // All kinds but infinities and no numbers: zeros, tiny ones, either sign.
+        let mut half = || half::f16::from_bits(random.u16(..) & 0xbbff);
+        let mut halves: Vec<half::f16> = (0..inputs * outputs).map(|_| half()).collect();
+        halves[..4].copy_from_slice(&[0x0000, 0x8000, 0x0001, 0x83ff].map(half::f16::from_bits));
+        let bits: Vec<u16> = halves.iter().map(|half| half.to_bits()).collect();
+        let floats: Vec<f32> = halves.iter().map(|half| half.to_f32()).collect();
+        let mut random = fastrand::Rng::with_seed(4);
+        let mut numbers = |count: usize| (0..count).map(|_| 8.0 * (random.f32() - 0.5)).collect::<Vec<_>>();
+        let (bias, x) = (numbers(outputs), numbers(inputs));
+        let (mut expected, mut found) = (Vec::new(), Vec::new());
+        Linear::new(&floats, &bias).one(&x, &mut expected);
+        HalfLinear::new(&bits, &bias).run(&x, &mut found);
+        let bits = |values: &[f32x16]| -> Vec<u32> {
+            values.iter().flat_map(|values| values.as_array().map(f32::to_bits)).collect()
+        };
+        assert_eq!(bits(&found)[..outputs], bits(&expected)[..outputs]);
+        assert!(found.iter().all(|values| values.is_finite().all()));
     }
 }

@@ -187,7 +187,7 @@ fn pool(weights: &Weights, places: usize, scratch: &mut Scratch) -> f32 {
         }
     }
     pooled[(2 + heads) * width] = libm::log1pf(places as f32);
-    weights.hidden.one(pooled, outputs);
+    weights.hidden.run(pooled, outputs);
     pooled.clear();
     pooled.extend(outputs.iter().flat_map(|values| values.fast_max(f32x16::ZERO).to_array()));
     weights.outputs.one(pooled, outputs);
