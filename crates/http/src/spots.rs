@@ -2,7 +2,8 @@
 //!
 //! For a short prompt the two wake-ups that the thread costs take longer than the score. But a worker of the runtime that scores
 //! relays no tokens. Therefore one worker is always left to: of `n` workers `n - 1` may score at once. What waits for them is
-//! taken over by the one that is left. Nor may a score take long: only short prompts are scored so, and only by a predictor whose
+//! taken over by one that is left; if all of those sleep, one is woken first, because a worker that is busy does not look what comes
+//! over the network, and the runtime would let the others sleep. Nor may a score take long: only short prompts are scored so, and only by a predictor whose
 //! latest scores, wherever they were made, took no longer than a few wake-ups do. With one worker there are no spots.
 
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -35,9 +36,11 @@ impl Spots {
         if text_bytes > MAX_TEXT_BYTES || self.fast.load(Ordering::Relaxed) < MIN_FAST_SCORES {
             return None;
         }
-        let workers = Handle::try_current().ok()?.metrics().num_workers();
+        let runtime = Handle::try_current().ok()?;
+        let workers = runtime.metrics().num_workers();
         let more = |taken| (taken + 1 < workers).then_some(taken + 1);
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        wake_another(&runtime);
         Some(Spot(self))
     }
 
@@ -49,6 +52,14 @@ impl Spots {
             // Of two at once one may be forgotten.
             self.fast.store(now, Ordering::Relaxed);
         }
+    }
+}
+
+/// Has a worker awake beside the caller's, to look after the network. What a worker spawns it runs itself, and wakes nobody for; where
+/// there is more than one such task, others may take them, and one is woken to.
+fn wake_another(runtime: &Handle) {
+    for _ in 0..2 {
+        drop(runtime.spawn(std::future::ready(())));
     }
 }
 
@@ -212,6 +223,62 @@ mod tests {
         assert_eq!(ask(&runtime, &scorer, "x"), Some(1.0));
         go.send(()).unwrap();
         assert!(runtime.block_on(held).unwrap().is_some());
+    }
+
+    #[test]
+    fn while_one_worker_scores_the_network_is_looked_after() {
+        use std::io::{Read, Write};
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let ((begun, first_began), (go, held)) = (channel(), channel::<()>());
+        let held = Mutex::new(held);
+        let holding = move |text: &str| {
+            if text == "hold" && !on_scoring_thread() {
+                begun.send(()).unwrap();
+                held.lock().unwrap().recv().unwrap();
+            }
+            who(text)
+        };
+        let runtime = Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().unwrap();
+        let scorer = scorer(holding);
+        let again = Arc::clone(&scorer);
+        warm_up(&runtime, &scorer);
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        runtime.spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let scorer = Arc::clone(&scorer);
+                tokio::spawn(async move {
+                    while let Ok(what) = stream.read_u8().await {
+                        if what == b's' {
+                            scorer.score_by("hold".into(), Instant::now() + Duration::from_secs(60)).await;
+                        }
+                        stream.write_all(&[what]).await.unwrap();
+                    }
+                });
+            }
+        });
+        let connect = || {
+            let stream = std::net::TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            stream
+        };
+        let (mut scored, mut other) = (connect(), connect());
+        let mut echo = [0];
+        for round in 0..20 {
+            other.write_all(b"x").unwrap();
+            other.read_exact(&mut echo).unwrap();
+            // Everything sleeps, and the network wakes the one that will score.
+            std::thread::sleep(Duration::from_millis(5));
+            scored.write_all(b"s").unwrap();
+            first_began.recv_timeout(Duration::from_secs(30)).unwrap();
+            other.write_all(b"x").unwrap();
+            other.read_exact(&mut echo).unwrap_or_else(|error| panic!("round {round}: {error}"));
+            go.send(()).unwrap();
+            scored.read_exact(&mut echo).unwrap();
+            // A score that was held counts as slow.
+            warm_up(&runtime, &again);
+        }
     }
 
     #[test]
