@@ -2,11 +2,15 @@
 //!
 //! For a short prompt the two wake-ups that the thread costs take longer than the score. But a worker of the runtime that scores
 //! relays no tokens. Therefore one worker is always left to: of `n` workers `n - 1` may score at once. What waits for them is
-//! taken over by one that is left; if all of those sleep, one is woken first, because a worker that is busy does not look what comes
-//! over the network, and the runtime would let the others sleep. Nor may a score take long: only short prompts are scored so, and only by a predictor whose
+//! taken over by the one that is left. Nor may a score take long: only short prompts are scored so, and only by a predictor whose
 //! latest scores, wherever they were made, took no longer than a few wake-ups do. With one worker there are no spots.
+//!
+//! A worker that is busy does not look what comes over the network, and the runtime may let the others sleep meanwhile. To wake one for
+//! every score would take half as long as the score; so the scoring thread, which looks for work every few milliseconds, wakes one where
+//! it finds the same score under way as the last time ([`Spots::look`]). A score that hangs holds others up for two such looks.
 
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -22,6 +26,10 @@ const MIN_FAST_SCORES: u32 = 16;
 #[derive(Debug, Default)]
 pub(crate) struct Spots {
     taken: AtomicUsize,
+    /// Spots that have been taken since the start.
+    takes: AtomicU64,
+    /// The runtime whose workers take them.
+    runtime: OnceLock<Handle>,
     /// Scores that were fast; each slow one halves it.
     fast: AtomicU32,
 }
@@ -40,8 +48,27 @@ impl Spots {
         let workers = runtime.metrics().num_workers();
         let more = |taken| (taken + 1 < workers).then_some(taken + 1);
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
-        wake_another(&runtime);
+        self.runtime.get_or_init(|| runtime);
+        self.takes.fetch_add(1, Ordering::SeqCst);
         Some(Spot(self))
+    }
+
+    /// Spots that have been taken since the start.
+    pub(crate) fn takes(&self) -> u64 {
+        self.takes.load(Ordering::SeqCst)
+    }
+
+    /// Wakes a worker where a spot is taken and none has been since somebody looked and found so many `takes`. Tells what it is now.
+    pub(crate) fn look(&self, takes: u64) -> u64 {
+        let now = self.takes();
+        // Where spots are taken all the time, a worker is awake.
+        if now == takes
+            && self.taken.load(Ordering::Relaxed) > 0
+            && let Some(runtime) = self.runtime.get()
+        {
+            drop(runtime.spawn(std::future::ready(())));
+        }
+        now
     }
 
     /// The score of a prompt of so many bytes took so long.
@@ -52,14 +79,6 @@ impl Spots {
             // Of two at once one may be forgotten.
             self.fast.store(now, Ordering::Relaxed);
         }
-    }
-}
-
-/// Has a worker awake beside the caller's, to look after the network. What a worker spawns it runs itself, and wakes nobody for; where
-/// there is more than one such task, others may take them, and one is woken to.
-fn wake_another(runtime: &Handle) {
-    for _ in 0..2 {
-        drop(runtime.spawn(std::future::ready(())));
     }
 }
 
