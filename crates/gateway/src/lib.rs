@@ -45,6 +45,7 @@ mod stamp;
 mod tenants;
 mod tls;
 mod trace_context;
+mod unbroken;
 mod upstream;
 
 pub use check::{Reached, check};

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::routes;
+use crate::unbroken::Unbroken;
 
 /// Time for a client to send the head of its next request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
@@ -57,12 +58,12 @@ pub(crate) async fn serve(
             }
         };
         let (app, closing, acceptor) = (Arc::clone(&app), closing.clone(), acceptor.read().clone());
-        tokio::spawn(async move {
+        tokio::spawn(Unbroken::new(async move {
             app.metrics.connections.inc();
             accept(&app, stream, acceptor, closing).await;
             app.metrics.connections.dec();
             drop(place);
-        });
+        }));
     }
 }
 

@@ -108,6 +108,8 @@ struct Queue {
     pending: AtomicUsize,
     /// The thread has ended.
     dead: AtomicBool,
+    /// The thread sleeps until it is woken.
+    asleep: AtomicBool,
     wake: Condvar,
 }
 
@@ -115,8 +117,6 @@ struct Queue {
 struct QueueState {
     /// By urgency: a lesson takes as long as a score, and nobody may have to wait for one.
     jobs: [VecDeque<Job>; 3],
-    /// The thread sleeps until it is woken.
-    asleep: bool,
     closed: bool,
 }
 
@@ -175,6 +175,7 @@ impl Scorer {
             state: Mutex::default(),
             pending: AtomicUsize::new(0),
             dead: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
             wake: Condvar::new(),
         });
         let worker = Worker { queue: Arc::clone(&queue), lessons: Lessons::default() };
@@ -215,6 +216,7 @@ impl Scorer {
         if asked < deadline
             && let Some(spot) = queue.spots.take(text.len())
         {
+            queue.watch();
             let scored = catch_unwind(AssertUnwindSafe(|| queue.score(&text)));
             drop(spot);
             queue.spots.took(text.len(), asked.elapsed());
@@ -331,6 +333,15 @@ impl Queue {
         self.wake.notify_one();
     }
 
+    /// Has the thread awake while a spot is taken: it looks after the workers that are left ([`Spots::look`]).
+    fn watch(&self) {
+        if self.asleep.load(Ordering::SeqCst) {
+            // Whoever falls asleep holds the lock until it can be woken.
+            drop(self.lock());
+            self.wake.notify_one();
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, QueueState> {
         // No holder leaves it half-changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -348,7 +359,7 @@ impl Queue {
             return false;
         }
         state.jobs[urgency].push_back(job);
-        let wake = urgency == 0 || state.asleep;
+        let wake = urgency == 0 || self.asleep.load(Ordering::Relaxed);
         drop(state);
         if scores {
             self.pending.fetch_add(1, Ordering::Relaxed);
@@ -362,6 +373,7 @@ impl Queue {
     /// The most urgent job, once there is one; `None` when no more will come.
     fn take(&self) -> Option<Job> {
         let mut vain_looks = 0;
+        let mut takes = self.spots.takes();
         let mut state = self.lock();
         loop {
             if let Some(job) = state.jobs.iter_mut().find_map(VecDeque::pop_front) {
@@ -370,15 +382,19 @@ impl Queue {
             if state.closed {
                 return None;
             }
-            state.asleep = vain_looks >= MAX_VAIN_LOOKS;
-            state = if state.asleep {
+            self.asleep.store(vain_looks >= MAX_VAIN_LOOKS, Ordering::SeqCst);
+            // Who has taken a spot meanwhile may not have seen that nobody looks any more.
+            let sleeps = vain_looks >= MAX_VAIN_LOOKS && self.spots.takes() == takes;
+            state = if sleeps {
                 self.wake.wait(state).unwrap_or_else(PoisonError::into_inner)
             } else {
                 let waited = self.wake.wait_timeout(state, LOOK_INTERVAL);
                 waited.unwrap_or_else(PoisonError::into_inner).0
             };
-            state.asleep = false;
-            vain_looks += 1;
+            self.asleep.store(false, Ordering::Relaxed);
+            let now = self.spots.look(takes);
+            vain_looks = if now == takes { vain_looks + 1 } else { 0 };
+            takes = now;
         }
     }
 }

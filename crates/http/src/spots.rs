@@ -4,8 +4,13 @@
 //! relays no tokens. Therefore one worker is always left to: of `n` workers `n - 1` may score at once. What waits for them is
 //! taken over by the one that is left. Nor may a score take long: only short prompts are scored so, and only by a predictor whose
 //! latest scores, wherever they were made, took no longer than a few wake-ups do. With one worker there are no spots.
+//!
+//! A worker that is busy does not look what comes over the network, and the runtime may let the others sleep meanwhile. To wake one for
+//! every score would take half as long as the score; so the scoring thread, which looks for work every few milliseconds, wakes one where
+//! it finds the same score under way as the last time ([`Spots::look`]). A score that hangs holds others up for two such looks.
 
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -21,6 +26,10 @@ const MIN_FAST_SCORES: u32 = 16;
 #[derive(Debug, Default)]
 pub(crate) struct Spots {
     taken: AtomicUsize,
+    /// Spots that have been taken since the start.
+    takes: AtomicU64,
+    /// The runtime whose workers take them.
+    runtime: OnceLock<Handle>,
     /// Scores that were fast; each slow one halves it.
     fast: AtomicU32,
 }
@@ -35,10 +44,31 @@ impl Spots {
         if text_bytes > MAX_TEXT_BYTES || self.fast.load(Ordering::Relaxed) < MIN_FAST_SCORES {
             return None;
         }
-        let workers = Handle::try_current().ok()?.metrics().num_workers();
+        let runtime = Handle::try_current().ok()?;
+        let workers = runtime.metrics().num_workers();
         let more = |taken| (taken + 1 < workers).then_some(taken + 1);
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        self.runtime.get_or_init(|| runtime);
+        self.takes.fetch_add(1, Ordering::SeqCst);
         Some(Spot(self))
+    }
+
+    /// Spots that have been taken since the start.
+    pub(crate) fn takes(&self) -> u64 {
+        self.takes.load(Ordering::SeqCst)
+    }
+
+    /// Wakes a worker where a spot is taken and none has been since somebody looked and found so many `takes`. Tells what it is now.
+    pub(crate) fn look(&self, takes: u64) -> u64 {
+        let now = self.takes();
+        // Where spots are taken all the time, a worker is awake.
+        if now == takes
+            && self.taken.load(Ordering::Relaxed) > 0
+            && let Some(runtime) = self.runtime.get()
+        {
+            drop(runtime.spawn(std::future::ready(())));
+        }
+        now
     }
 
     /// The score of a prompt of so many bytes took so long.
@@ -212,6 +242,62 @@ mod tests {
         assert_eq!(ask(&runtime, &scorer, "x"), Some(1.0));
         go.send(()).unwrap();
         assert!(runtime.block_on(held).unwrap().is_some());
+    }
+
+    #[test]
+    fn while_one_worker_scores_the_network_is_looked_after() {
+        use std::io::{Read, Write};
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let ((begun, first_began), (go, held)) = (channel(), channel::<()>());
+        let held = Mutex::new(held);
+        let holding = move |text: &str| {
+            if text == "hold" && !on_scoring_thread() {
+                begun.send(()).unwrap();
+                held.lock().unwrap().recv().unwrap();
+            }
+            who(text)
+        };
+        let runtime = Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().unwrap();
+        let scorer = scorer(holding);
+        let again = Arc::clone(&scorer);
+        warm_up(&runtime, &scorer);
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        runtime.spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let scorer = Arc::clone(&scorer);
+                tokio::spawn(async move {
+                    while let Ok(what) = stream.read_u8().await {
+                        if what == b's' {
+                            scorer.score_by("hold".into(), Instant::now() + Duration::from_secs(60)).await;
+                        }
+                        stream.write_all(&[what]).await.unwrap();
+                    }
+                });
+            }
+        });
+        let connect = || {
+            let stream = std::net::TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            stream
+        };
+        let (mut scored, mut other) = (connect(), connect());
+        let mut echo = [0];
+        for round in 0..20 {
+            other.write_all(b"x").unwrap();
+            other.read_exact(&mut echo).unwrap();
+            // Everything sleeps, and the network wakes the one that will score.
+            std::thread::sleep(Duration::from_millis(5));
+            scored.write_all(b"s").unwrap();
+            first_began.recv_timeout(Duration::from_secs(30)).unwrap();
+            other.write_all(b"x").unwrap();
+            other.read_exact(&mut echo).unwrap_or_else(|error| panic!("round {round}: {error}"));
+            go.send(()).unwrap();
+            scored.read_exact(&mut echo).unwrap();
+            // A score that was held counts as slow.
+            warm_up(&runtime, &again);
+        }
     }
 
     #[test]

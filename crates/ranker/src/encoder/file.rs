@@ -14,7 +14,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::matrix::{LANES, Linear};
+use super::matrix::{HalfLinear, LANES, Linear};
 use crate::file::{halves, take, take_u32};
 
 const MAGIC: &[u8; 8] = b"OUTRANKE";
@@ -65,7 +65,7 @@ pub(super) struct Weights {
     pub(super) norm: Norm,
     /// How much each place counts in the pooled sums, one a head.
     pub(super) attention: Linear,
-    pub(super) hidden: Linear,
+    pub(super) hidden: HalfLinear,
     pub(super) outputs: Linear,
 }
 
@@ -114,7 +114,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Vec<u32>, Weights), &'static str> {
             .collect::<Result<_, _>>()?,
         norm: of.norm(width)?,
         attention: of.linear(width, heads)?,
-        hidden: of.linear((2 + heads) * width + 1, hidden)?,
+        hidden: of.half_linear((2 + heads) * width + 1, hidden)?,
         outputs: of.linear(hidden, outputs)?,
     };
     if of.0.is_empty() && rest.0.is_empty() { Ok((prints, weights)) } else { Err("bytes too many") }
@@ -138,6 +138,13 @@ impl<'a> Rest<'a> {
     fn linear(&mut self, inputs: usize, outputs: usize) -> Result<Linear, &'static str> {
         let weights = self.halves(inputs * outputs)?;
         Ok(Linear::new(&weights, &self.halves(outputs)?))
+    }
+
+    fn half_linear(&mut self, inputs: usize, outputs: usize) -> Result<HalfLinear, &'static str> {
+        let bits = self.take(2 * inputs * outputs)?;
+        let weights: Vec<u16> =
+            bits.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
+        Ok(HalfLinear::new(&weights, &self.halves(outputs)?))
     }
 
     fn layer(&mut self, width: usize, inner: usize, convolution: bool) -> Result<Layer, &'static str> {

@@ -4,7 +4,7 @@
 //! block has too many hold numbers that nothing reads.
 
 use super::file::{Layer, Mixing, Norm, TAPS, Weights};
-use super::matrix::{LANES, Linear, ZEROS, fold, product, vector};
+use super::matrix::{LANES, Linear, Tile, ZEROS, fold, product, transpose, vector};
 
 use wide::{f32x16, i32x16};
 
@@ -25,6 +25,8 @@ pub(super) struct Scratch {
     mixed: Vec<f32x16>,
     scores: Vec<f32x16>,
     lines: Vec<f32>,
+    pooled: Vec<f32>,
+    outputs: Vec<f32x16>,
 }
 
 /// Runs the network on at least one piece, and at most as many as it has places for.
@@ -37,7 +39,7 @@ pub(super) fn run(weights: &Weights, pieces: &[u16], scratch: &mut Scratch) -> f
                 attend(&layer.mixing_norm, queries_keys_values, out, pieces.len(), scratch);
             }
         }
-        feed_forward(layer, scratch);
+        feed_forward(layer, pieces.len(), scratch);
     }
     pool(weights, pieces.len(), scratch)
 }
@@ -56,7 +58,7 @@ fn embed(weights: &Weights, pieces: &[u16], x: &mut Vec<f32x16>) {
                 let place = vector(&places[row * width + from..]);
                 *to = embedding.mul_add(f32x16::splat(weights.scales[piece]), place);
             }
-            x.extend(f32x16::transpose(tile));
+            x.extend(transpose(&tile));
         }
     }
 }
@@ -77,6 +79,11 @@ fn norm(norm: &Norm, x: &[f32x16], out: &mut Vec<f32x16>) {
     }
 }
 
+/// All bits of the first `places` lanes.
+fn mask(places: usize) -> f32x16 {
+    f32x16::new(std::array::from_fn(|lane| f32::from_bits(if lane < places { u32::MAX } else { 0 })))
+}
+
 /// What each place takes of its neighbours.
 fn convolve(norm_of: &Norm, taps: &[[f32; TAPS]], places: usize, scratch: &mut Scratch) {
     let Scratch { x, normed, lines, .. } = scratch;
@@ -84,13 +91,16 @@ fn convolve(norm_of: &Norm, taps: &[[f32; TAPS]], places: usize, scratch: &mut S
     // A line for each row: the places one after another, nothing before and after them.
     let width = taps.len();
     let length = x.len() / width * LANES + TAPS - 1;
-    lines.clear();
     lines.resize(width * length, 0.0);
+    for line in lines.chunks_exact_mut(length) {
+        line[..TAPS / 2].fill(0.0);
+        line[length - TAPS / 2..].fill(0.0);
+    }
     for (block, normed) in normed.chunks_exact(width).enumerate() {
         let first = block * LANES;
-        let count = LANES.min(places - first);
+        let is_place = mask(places - first);
         for (line, lanes) in lines.chunks_exact_mut(length).zip(normed) {
-            line[TAPS / 2 + first..][..count].copy_from_slice(&lanes.as_array()[..count]);
+            line[TAPS / 2 + first..][..LANES].copy_from_slice((*lanes & is_place).as_array());
         }
     }
     for (block, x) in x.chunks_exact_mut(width).enumerate() {
@@ -111,15 +121,11 @@ fn attend(norm_of: &Norm, queries_keys_values: &Linear, out: &Linear, places: us
     parts.resize(parts.len().max(3 * x.len()), f32x16::ZERO);
     for (block, x) in x.chunks_exact(width).enumerate() {
         norm(norm_of, x, normed);
-        for part in 0..3 * heads {
-            let values = part >= 2 * heads;
-            let tile = if values {
-                queries_keys_values.rows(part, normed)
-            } else {
-                queries_keys_values.columns(part, normed)
-            };
-            parts[(part * blocks + block) * HEAD..][..HEAD].copy_from_slice(&tile);
-        }
+        let here = places - block * LANES;
+        let mut keep =
+            |part, tile: &Tile| parts[(part * blocks + block) * HEAD..][..HEAD].copy_from_slice(tile);
+        queries_keys_values.columns_of(0..2 * heads, normed, here, &mut keep);
+        queries_keys_values.rows_of(2 * heads..3 * heads, normed, here, &mut keep);
     }
     let part = |which: usize, head: usize| &parts[(which * heads + head) * blocks * HEAD..][..blocks * HEAD];
     for (block, x) in x.chunks_exact_mut(width).enumerate() {
@@ -134,23 +140,24 @@ fn attend(norm_of: &Norm, queries_keys_values: &Linear, out: &Linear, places: us
             let share = f32x16::ONE / softmax(scores);
             mixed.extend(product(part(2, head), scores).map(|value| value * share));
         }
-        out.run(mixed, x, |x, value| x + value);
+        out.run(mixed, places - block * LANES, x, |x, value| x + value);
     }
 }
 
-fn feed_forward(layer: &Layer, scratch: &mut Scratch) {
+fn feed_forward(layer: &Layer, places: usize, scratch: &mut Scratch) {
     let Scratch { x, normed, inner, .. } = scratch;
     inner.resize(layer.up.outputs(), f32x16::ZERO);
-    for x in x.chunks_exact_mut(layer.inner_norm.scale.len()) {
+    for (block, x) in x.chunks_exact_mut(layer.inner_norm.scale.len()).enumerate() {
         norm(&layer.inner_norm, x, normed);
-        layer.up.run(normed, inner, |_, value| value.fast_max(f32x16::ZERO));
-        layer.down.run(inner, x, |x, value| x + value);
+        let here = places - block * LANES;
+        layer.up.run(normed, here, inner, |_, value| value.fast_max(f32x16::ZERO));
+        layer.down.run(inner, here, x, |x, value| x + value);
     }
 }
 
 /// Mean, largest and attended sums of all places, and how many there are; then two layers.
 fn pool(weights: &Weights, places: usize, scratch: &mut Scratch) -> f32 {
-    let Scratch { x, normed, parts, scores, .. } = scratch;
+    let Scratch { x, normed, parts, scores, pooled, outputs, .. } = scratch;
     let (width, heads) = (weights.width, weights.attention.outputs());
     let blocks = x.len() / width;
     // From here on a row a place: of the scores, and of each part of LANES of the width.
@@ -162,13 +169,13 @@ fn pool(weights: &Weights, places: usize, scratch: &mut Scratch) -> f32 {
         for (part, rows) in normed.chunks_exact(LANES).enumerate() {
             let mut tile = ZEROS;
             tile.copy_from_slice(rows);
-            parts[(part * blocks + block) * LANES..][..LANES].copy_from_slice(&f32x16::transpose(tile));
+            parts[(part * blocks + block) * LANES..][..LANES].copy_from_slice(&transpose(&tile));
         }
     }
     scores.truncate(places);
     let share = f32x16::ONE / softmax(scores);
     scores.iter_mut().for_each(|score| *score *= share);
-    let mut pooled = vec![0.0; (2 + heads) * width + 1];
+    pooled.resize((2 + heads) * width + 1, 0.0);
     for (part, rows) in parts[..x.len()].chunks_exact(blocks * LANES).enumerate() {
         let rows = &rows[..places];
         let add = |a, b| a + b;
@@ -180,9 +187,11 @@ fn pool(weights: &Weights, places: usize, scratch: &mut Scratch) -> f32 {
         }
     }
     pooled[(2 + heads) * width] = libm::log1pf(places as f32);
-    let hidden: Vec<f32> =
-        weights.hidden.one(&pooled).flat_map(|values| values.fast_max(f32x16::ZERO).to_array()).collect();
-    weights.outputs.one(&hidden).next().map_or(0.0, |values| values.as_array()[0])
+    weights.hidden.run(pooled, outputs);
+    pooled.clear();
+    pooled.extend(outputs.iter().flat_map(|values| values.fast_max(f32x16::ZERO).to_array()));
+    weights.outputs.one(pooled, outputs);
+    outputs.first().map_or(0.0, |values| values.as_array()[0])
 }
 
 /// Exponentials of scores over the largest of them, lane by lane, in place; returns their sums.

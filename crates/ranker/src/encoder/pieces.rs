@@ -77,7 +77,10 @@ impl Vocabulary {
     fn cut(&self, text: &str, out: &mut Vec<u16>) {
         let mut word: Vec<char> = Vec::with_capacity(32);
         let mut character = |c: char| {
-            if c.is_whitespace() {
+            if c.is_ascii_alphanumeric() {
+                // As most characters, none of what comes below.
+                word.push(c);
+            } else if c.is_whitespace() {
                 self.end_word(&mut word, out);
             } else if c.is_control() || c == '\u{fffd}' || is_combining_mark(c) {
                 // Nothing that is read.
