@@ -90,7 +90,7 @@ impl Drop for Spot<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::channel;
+    use std::sync::mpsc::{Receiver, Sender, channel};
     use std::sync::{Arc, Mutex};
     use std::time::Instant;
 
@@ -123,6 +123,20 @@ mod tests {
     /// A predictor that tells who called it: a median of 1 token is said by the scoring thread, one of 2 by others.
     fn who(_: &str) -> Option<Score> {
         Score::new(if on_scoring_thread() { 1.0 } else { 2.0 }, 0.5).ok()
+    }
+
+    /// A predictor whose scores of "hold" on workers tell when they begin, and wait until they may go on.
+    fn holding() -> (impl Fn(&str) -> Option<Score> + Send + Sync + 'static, Receiver<()>, Sender<()>) {
+        let ((begun, first_began), (go, held)) = (channel(), channel());
+        let held = Mutex::new(held);
+        let holding = move |text: &str| {
+            if text == "hold" && !on_scoring_thread() {
+                begun.send(()).unwrap();
+                held.lock().unwrap().recv().unwrap();
+            }
+            who(text)
+        };
+        (holding, first_began, go)
     }
 
     /// Asks on a worker for a score.
@@ -224,15 +238,7 @@ mod tests {
 
     #[test]
     fn while_every_spot_is_taken_the_thread_scores() {
-        let ((begun, first_began), (go, held)) = (channel(), channel::<()>());
-        let held = Mutex::new(held);
-        let holding = move |text: &str| {
-            if text == "hold" && !on_scoring_thread() {
-                begun.send(()).unwrap();
-                held.lock().unwrap().recv().unwrap();
-            }
-            who(text)
-        };
+        let (holding, first_began, go) = holding();
         let (runtime, scorer) = (runtime(), scorer(holding));
         warm_up(&runtime, &scorer);
         let held = Arc::clone(&scorer);
@@ -249,15 +255,7 @@ mod tests {
         use std::io::{Read, Write};
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-        let ((begun, first_began), (go, held)) = (channel(), channel::<()>());
-        let held = Mutex::new(held);
-        let holding = move |text: &str| {
-            if text == "hold" && !on_scoring_thread() {
-                begun.send(()).unwrap();
-                held.lock().unwrap().recv().unwrap();
-            }
-            who(text)
-        };
+        let (holding, first_began, go) = holding();
         let runtime = Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().unwrap();
         let scorer = scorer(holding);
         let again = Arc::clone(&scorer);
