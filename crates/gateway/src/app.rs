@@ -48,17 +48,14 @@ impl App {
         traces: Option<Arc<Traces>>,
     ) -> std::io::Result<Self> {
         let clock = Clock::start();
+        let records = Arc::new(Records::new(config.max_finished_records));
         let app = Self {
             tenants: RwLock::default(),
             lanes: Mutex::default(),
-            scorer: RwLock::new(Arc::new(Scorer::start(
-                predictor,
-                config.scorer_limits(),
-                metrics.host.scorer.clone(),
-            )?)),
+            scorer: RwLock::new(Arc::new(start_scorer(predictor, config, &metrics, &records)?)),
             journals,
             desk: Arc::new(Desk::new(clock, Arc::clone(config))),
-            records: Arc::new(Records::new(config.max_finished_records)),
+            records,
             metrics,
             stop: CancellationToken::new(),
             clock,
@@ -128,4 +125,16 @@ impl App {
     pub(crate) fn number(&self) -> u64 {
         self.next_record.fetch_add(1, Ordering::Relaxed)
     }
+}
+
+/// Starts a scorer that learns from the answers of these requests, and from those that run.
+pub(crate) fn start_scorer(
+    predictor: Option<Box<dyn Predictor>>,
+    config: &GatewayConfig,
+    metrics: &Metrics,
+    records: &Arc<Records>,
+) -> std::io::Result<Scorer> {
+    let records = Arc::clone(records);
+    let census = move |since| records.all().iter().filter_map(|record| record.open_since(since)).collect();
+    Scorer::start(predictor, config.scorer_limits(), metrics.host.scorer.clone(), Box::new(census))
 }

@@ -13,9 +13,10 @@ use outrank_core::{End, Score};
 use outrank_http::{Answer, LocalLatency, Outcome, RequestSpan, Served};
 
 use crate::app::App;
+use crate::config::Mode;
 use crate::desk::{Ending, Place, Verdict};
 use crate::journal::Line;
-use crate::records::OpenRecord;
+use crate::records::{OpenRecord, Running};
 use crate::scan::{Finish, Scan};
 use crate::tenants::Counted;
 use crate::upstream::{Lease, Upstream};
@@ -108,6 +109,10 @@ impl Flight {
         }
         facts.attempts += 1;
         facts.upstream = Some(upstream.name.clone());
+        // One that orders by itself may keep it waiting until the first token.
+        if upstream.mode == Mode::Hold {
+            facts.running = self.running();
+        }
         drop(facts);
         self.sent_at = Some(now);
         self.upstream = Some(Arc::clone(upstream));
@@ -135,9 +140,18 @@ impl Flight {
         }
     }
 
-    /// Closes the connection of an attempt that failed.
+    /// Closes the connection of an attempt that failed. It waits again.
     pub(crate) fn let_go(&mut self) {
         self.lease = None;
+        self.record.record().facts.lock().running = None;
+    }
+
+    /// What is to be learned while it runs.
+    fn running(&self) -> Option<Running> {
+        let Facts { ends_by_itself, outputs, limit_tokens, arrival, .. } = self.facts;
+        let progress = Arc::clone(&self.place.as_ref()?.progress);
+        let text = self.facts.ranked.clone().filter(|_| ends_by_itself && outputs == 1)?;
+        Some(Running { text, limit_tokens, arrival, progress })
     }
 
     /// A piece of a stream came, with so many outputs.
@@ -152,6 +166,9 @@ impl Flight {
                 self.app.metrics.host.requests.ttft.observe((now - self.facts.arrival).as_secs_f64());
                 if let (Some(place), Some(sent_at)) = (&self.place, self.sent_at) {
                     place.first_token((now - sent_at).as_secs_f64());
+                }
+                if self.upstream.as_ref().is_some_and(|it| it.mode == Mode::Stamp) {
+                    self.record.record().facts.lock().running = self.running();
                 }
             }
             Some(last) => self.itl.observe((now - last).as_secs_f64()),
@@ -222,6 +239,7 @@ impl Flight {
         let mut known = self.record.record().facts.lock();
         (known.output_tokens, known.finish, known.e2e_s) = (tokens, scan.finish, Some(e2e_s));
         known.ttft_s = self.first_at.map(|first| (first - self.facts.arrival).as_secs_f64());
+        known.running = None;
         let score = known.score;
         drop(known);
         let prompt_tokens = scan.prompt_tokens().unwrap_or(self.facts.prompt_tokens);
@@ -241,7 +259,8 @@ impl Flight {
             };
             metrics.host.shadow.note(served, || self.app.replay());
             if let (Some(text), true) = (&self.facts.ranked, self.facts.ends_by_itself) {
-                self.app.scorer().tell(Answer { text: Arc::clone(text), tokens, censored: cut });
+                let answer = Answer { text: Arc::clone(text), tokens, censored: cut };
+                self.app.scorer().tell(self.facts.arrival, answer);
             }
         }
         self.write_journal(scan, e2e_s, tokens);
@@ -318,6 +337,7 @@ impl Drop for Flight {
         self.place = None;
         self.app.metrics.host.requests.itl.add(&self.itl);
         self.app.metrics.host.requests.count_request(self.outcome);
-        self.record.record().facts.lock().outcome = Some(self.outcome);
+        let mut known = self.record.record().facts.lock();
+        (known.outcome, known.running) = (Some(self.outcome), None);
     }
 }

@@ -5,19 +5,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use outrank_http::{BindError, Drained, Predictor, Scorer, Traces, listen_on};
+use outrank_http::{BindError, Drained, Predictor, Traces, listen_on};
 use parking_lot::RwLock;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::app::App;
+use crate::app::{App, start_scorer};
 use crate::config::{ConfigError, GatewayConfig};
 use crate::journal::{Journal, Journals};
 use crate::listen::{self, Acceptor};
 use crate::metrics::Metrics;
-use crate::records::Record;
 use crate::tls;
 use crate::upstream::discovery::{Fleet, LOOK_INTERVAL};
 
@@ -228,7 +227,7 @@ async fn take(
     let scorer = if keep_ranker && in_force.is_alive() {
         in_force
     } else {
-        let started = Scorer::start(predictor, config.scorer_limits(), app.metrics.host.scorer.clone());
+        let started = start_scorer(predictor, &config, &app.metrics, &app.records);
         Arc::new(started.map_err(|source| io_error("cannot start the scoring thread", source))?)
     };
     fleet.lock().await.take(&config).await?;
@@ -264,7 +263,7 @@ async fn drain(app: &App) -> usize {
     let abandoned = app.records.under_way();
     tracing::warn!(abandoned, "drain timeout: giving up the requests that still run");
     app.stop.cancel();
-    app.records.for_each(Record::stop);
+    app.records.all().iter().for_each(|record| record.stop());
     // Their clients are told.
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, app.records.idle()).await;
     abandoned

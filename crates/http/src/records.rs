@@ -97,9 +97,9 @@ impl<R: Recorded> Records<R> {
         state.by_id.get(id).cloned()
     }
 
-    /// Does something with every record.
-    pub fn for_each(&self, act: impl FnMut(&R)) {
-        self.lock().by_id.values().map(AsRef::as_ref).for_each(act);
+    /// Every record, in no order.
+    pub fn all(&self) -> Vec<Arc<R>> {
+        self.lock().by_id.values().cloned().collect()
     }
 
     /// Waits until no request is under way or coming in.

@@ -4,12 +4,13 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use outrank_core::Score;
 use outrank_ranker::Ranker;
+use outrank_ranker::adapt::{Open, sample};
 use tokio::sync::oneshot;
 
 use crate::budget::{Budget, thread_cpu_time};
@@ -21,8 +22,9 @@ pub trait Predictor: Send + Sync {
     /// Predicts the output length of a prompt, or declines. Several threads may ask at once.
     fn score(&self, text: &str) -> Option<Score>;
 
-    /// An answer has ended. Only the scoring thread tells, and meanwhile others may ask for scores.
-    fn observe(&self, _answer: &Answer) {}
+    /// An answer has ended. Only the scoring thread tells, and meanwhile others may ask for scores. `running` goes through all requests
+    /// that run, and returns as large a share of them as is told of the answers that end.
+    fn observe(&self, _answer: &Answer, _running: &dyn Fn() -> Vec<Open>) {}
 
     /// What has been learned from answers.
     fn learned(&self) -> Learned {
@@ -57,6 +59,10 @@ pub struct Learned {
     /// Kendall's tau-b of the predictor in force, on answers that it did not learn from.
     pub tau_b: Option<f64>,
 }
+
+/// Returns the requests that run, have arrived since a moment, and will be told of to [`Scorer::tell`] if their answers end. One that
+/// waits does not run; neither does one whose answer has ended.
+pub type Census = Box<dyn Fn(Instant) -> Vec<Open> + Send>;
 
 /// The [`Predictor`] of a trained ranker that stays as it is.
 pub fn ranker_scores(ranker: Ranker) -> Box<dyn Predictor> {
@@ -101,8 +107,10 @@ struct Queue {
     spots: Spots,
     /// What scoring may still take.
     budget: Budget,
-    /// The moment that the budget counts from.
+    /// The moment that the budget counts from, and that requests must have arrived after to be learned from.
     started: Instant,
+    /// Answers to be learned from, if there is time.
+    told: AtomicU64,
     state: Mutex<QueueState>,
     /// Prompts that wait to be scored.
     pending: AtomicUsize,
@@ -158,11 +166,12 @@ impl fmt::Debug for Queue {
 }
 
 impl Scorer {
-    /// Starts the thread, if there is something to score with.
+    /// Starts the thread, if there is something to score with. It takes the census when something is learned from it.
     pub fn start(
         predictor: Option<Box<dyn Predictor>>,
         limits: ScorerLimits,
         metrics: ScorerMetrics,
+        census: Census,
     ) -> std::io::Result<Self> {
         let Some(predictor) = predictor else { return Ok(Self { queue: None, limits, metrics }) };
         // Where the system does not say how many there are, there is one for sure.
@@ -172,13 +181,14 @@ impl Scorer {
             spots: Spots::default(),
             budget: Budget::new(limits.max_cpu_share, cores),
             started: Instant::now(),
+            told: AtomicU64::new(0),
             state: Mutex::default(),
             pending: AtomicUsize::new(0),
             dead: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
             wake: Condvar::new(),
         });
-        let worker = Worker { queue: Arc::clone(&queue), lessons: Lessons::default() };
+        let worker = Worker { queue: Arc::clone(&queue), lessons: Lessons::default(), census };
         let of_thread = metrics.clone();
         std::thread::Builder::new().name("outrank-scorer".into()).spawn(move || worker.run(&of_thread))?;
         Ok(Self { queue: Some(queue), limits, metrics })
@@ -286,9 +296,13 @@ impl Scorer {
         sent
     }
 
-    /// Tells the predictor how long an answer was, unless it has too much to do.
-    pub fn tell(&self, answer: Answer) {
-        if let Some(queue) = &self.queue {
+    /// Tells the predictor how long the answer to a request was that arrived then, unless it has too much to do. Of requests from before
+    /// this scorer it hears nothing: those that have ended meanwhile are not to be had, and the longest of them run on.
+    pub fn tell(&self, arrival: Instant, answer: Answer) {
+        if let Some(queue) = &self.queue
+            && arrival >= queue.started
+        {
+            queue.told.fetch_add(1, Ordering::Relaxed);
             // A predictor that falls behind misses a lesson, and nothing else.
             queue.push(Job::Observe(answer), self.limits.max_queue);
         }
@@ -403,6 +417,7 @@ impl Queue {
 struct Worker {
     queue: Arc<Queue>,
     lessons: Lessons,
+    census: Census,
 }
 
 impl Worker {
@@ -415,12 +430,21 @@ impl Worker {
                 }
                 Job::Observe(answer) => {
                     if self.lessons.may_learn() {
-                        self.queue.predictor.observe(&answer);
+                        self.queue.predictor.observe(&answer, &|| self.running());
                         metrics.count_learned(&self.queue.predictor.learned());
                     }
                 }
             }
         }
+    }
+}
+
+impl Worker {
+    /// Those who run, as many of them as are learned from of those who ended.
+    fn running(&self) -> Vec<Open> {
+        let running = (self.census)(self.queue.started);
+        let share = self.lessons.learned as f64 / self.queue.told.load(Ordering::Relaxed).max(1) as f64;
+        sample(running, share).collect()
     }
 }
 
@@ -450,26 +474,31 @@ fn score(queue: &Queue, metrics: &ScorerMetrics, text: &str, asked: Instant, rep
     }
 }
 
-/// How many answers have been learned from in this second.
+/// How many answers have been learned from.
 #[derive(Debug)]
 struct Lessons {
-    since: Instant,
-    learned: u32,
+    learned: u64,
+    second: Instant,
+    in_second: u32,
 }
 
 impl Default for Lessons {
     fn default() -> Self {
-        Self { since: Instant::now(), learned: 0 }
+        Self { learned: 0, second: Instant::now(), in_second: 0 }
     }
 }
 
 impl Lessons {
     fn may_learn(&mut self) -> bool {
-        if self.since.elapsed() >= Duration::from_secs(1) {
-            *self = Self::default();
+        if self.second.elapsed() >= Duration::from_secs(1) {
+            (self.second, self.in_second) = (Instant::now(), 0);
         }
-        self.learned += 1;
-        self.learned <= MAX_LESSONS_PER_S
+        let may = self.in_second < MAX_LESSONS_PER_S;
+        if may {
+            self.in_second += 1;
+            self.learned += 1;
+        }
+        may
     }
 }
 
@@ -507,15 +536,20 @@ impl PendingScore {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::channel;
+    use std::sync::mpsc::{Receiver, Sender, channel};
 
     use super::*;
 
     const LIMITS: ScorerLimits =
         ScorerLimits { max_queue: 4, max_cpu_share: ScorerLimits::DEFAULT_MAX_CPU_SHARE };
 
+    /// The census of a host where nothing runs.
+    fn nobody() -> Census {
+        Box::new(|_| Vec::new())
+    }
+
     fn scorer(predictor: impl Fn(&str) -> Option<Score> + Send + Sync + 'static) -> Scorer {
-        Scorer::start(Some(Box::new(predictor)), LIMITS, ScorerMetrics::default()).unwrap()
+        Scorer::start(Some(Box::new(predictor)), LIMITS, ScorerMetrics::default(), nobody()).unwrap()
     }
 
     #[test]
@@ -549,8 +583,8 @@ mod tests {
         let (go, held) = channel::<()>();
         let order = Arc::new(Mutex::new(Vec::new()));
         struct Slow {
-            begun: std::sync::mpsc::Sender<()>,
-            held: Mutex<std::sync::mpsc::Receiver<()>>,
+            begun: Sender<()>,
+            held: Mutex<Receiver<()>>,
             order: Arc<Mutex<Vec<String>>>,
         }
         impl Predictor for Slow {
@@ -563,15 +597,15 @@ mod tests {
                 Score::new(7.0, 0.5).ok()
             }
 
-            fn observe(&self, answer: &Answer) {
+            fn observe(&self, answer: &Answer, _: &dyn Fn() -> Vec<Open>) {
                 self.order.lock().unwrap().push(answer.text.to_string());
             }
         }
         let slow = Slow { begun, held: held.into(), order: Arc::clone(&order) };
-        let scorer = Scorer::start(Some(Box::new(slow)), LIMITS, ScorerMetrics::default()).unwrap();
+        let scorer = Scorer::start(Some(Box::new(slow)), LIMITS, ScorerMetrics::default(), nobody()).unwrap();
         scorer.ask_then("first".into(), |_| {});
         first_began.recv().unwrap();
-        scorer.tell(Answer { text: "lesson".into(), tokens: 3, censored: false });
+        scorer.tell(Instant::now(), Answer { text: "lesson".into(), tokens: 3, censored: false });
         let (send, told) = channel();
         scorer.ask_then("beside".into(), move |_| send.send(()).unwrap());
         let mut waited = scorer.ask(|| Some("waited for".into()));
@@ -593,7 +627,7 @@ mod tests {
     ) -> (Scorer, impl Fn(Unscored) -> u64) {
         let metrics = ScorerMetrics::default();
         let limits = ScorerLimits { max_cpu_share: f64::MIN_POSITIVE, ..LIMITS };
-        let scorer = Scorer::start(Some(Box::new(predictor)), limits, metrics.clone()).unwrap();
+        let scorer = Scorer::start(Some(Box::new(predictor)), limits, metrics.clone(), nobody()).unwrap();
         (scorer, move |why| metrics.unscored(why))
     }
 
@@ -649,7 +683,7 @@ mod tests {
             let _ = held.lock().unwrap().recv();
             Score::new(7.0, 0.5).ok()
         };
-        let scorer = Scorer::start(Some(Box::new(predictor)), LIMITS, metrics.clone()).unwrap();
+        let scorer = Scorer::start(Some(Box::new(predictor)), LIMITS, metrics.clone(), nobody()).unwrap();
         scorer.ask_then("first".into(), |_| {});
         first_began.recv().unwrap();
         assert_eq!(scorer.score_by("late".into(), Instant::now() + Duration::from_millis(1)).await, None);
@@ -697,6 +731,48 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(told.recv().is_err());
+    }
+
+    #[test]
+    fn of_those_who_run_it_hears_the_same_share_as_of_those_who_ended_and_of_none_from_before_it() {
+        struct Listener {
+            begun: Sender<()>,
+            held: Mutex<Receiver<()>>,
+            running: Sender<usize>,
+        }
+        impl Predictor for Listener {
+            fn score(&self, _: &str) -> Option<Score> {
+                self.begun.send(()).unwrap();
+                self.held.lock().unwrap().recv().unwrap();
+                None
+            }
+
+            fn observe(&self, _: &Answer, running: &dyn Fn() -> Vec<Open>) {
+                self.running.send(running().len()).unwrap();
+            }
+        }
+        let ((begun, first_began), (go, held), (running, told)) = (channel(), channel(), channel());
+        let predictor = Box::new(Listener { begun, held: held.into(), running });
+        let before = Instant::now();
+        let census = move |since| {
+            assert!(since >= before);
+            vec![Open { text: "x".into(), tokens: 7, limit_tokens: 9 }; 1000]
+        };
+        let limits = ScorerLimits { max_queue: 400, ..LIMITS };
+        let metrics = ScorerMetrics::default();
+        let scorer = Scorer::start(Some(predictor), limits, metrics, Box::new(census)).unwrap();
+        scorer.ask_then("first".into(), |_| {});
+        first_began.recv().unwrap();
+        for _ in 0..200 {
+            let answer = Answer { text: "x".into(), tokens: 7, censored: false };
+            scorer.tell(before, answer.clone());
+            scorer.tell(Instant::now(), answer);
+        }
+        go.send(()).unwrap();
+        drop(scorer);
+        let heard: Vec<_> = told.iter().collect();
+        assert!((MAX_LESSONS_PER_S as usize..200).contains(&heard.len()), "{}", heard.len());
+        assert!(heard.iter().copied().eq((1..=heard.len()).map(|learned| 1000 * learned / 200)), "{heard:?}");
     }
 
     #[test]

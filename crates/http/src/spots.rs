@@ -112,7 +112,15 @@ mod tests {
         ScorerLimits { max_queue: 64, max_cpu_share: ScorerLimits::DEFAULT_MAX_CPU_SHARE };
 
     fn scorer(predictor: impl Fn(&str) -> Option<Score> + Send + Sync + 'static) -> Arc<Scorer> {
-        Arc::new(Scorer::start(Some(Box::new(predictor)), LIMITS, ScorerMetrics::default()).unwrap())
+        Arc::new(
+            Scorer::start(
+                Some(Box::new(predictor)),
+                LIMITS,
+                ScorerMetrics::default(),
+                Box::new(|_| Vec::new()),
+            )
+            .unwrap(),
+        )
     }
 
     /// Whether the scoring thread calls.
@@ -180,7 +188,9 @@ mod tests {
         let mut registry = Registry::default();
         metrics.register(&mut registry);
         let predictor = |text: &str| if text == "decline" { None } else { who(text) };
-        let scorer = Arc::new(Scorer::start(Some(Box::new(predictor)), LIMITS, metrics).unwrap());
+        let scorer = Arc::new(
+            Scorer::start(Some(Box::new(predictor)), LIMITS, metrics, Box::new(|_| Vec::new())).unwrap(),
+        );
         warm_up(&runtime, &scorer);
         let scores = || {
             let mut text = String::new();

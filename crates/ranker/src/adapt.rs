@@ -11,7 +11,7 @@ use crate::ranker::Ranker;
 use crate::tau::kendall_tau_b;
 use crate::train::{Example, Progress, TrainConfig, learn};
 
-/// Most answers remembered; the oldest go first, so that the ranker follows its traffic.
+/// Most answers remembered; the oldest go first, so that the ranker follows its traffic. No more are learned from at once.
 pub const MAX_EXAMPLES: usize = 4000;
 
 /// Most features remembered over all answers: 8 bytes each.
@@ -33,12 +33,14 @@ pub struct Adapter {
     window: VecDeque<Arc<Example>>,
     features: usize,
     observed: u64,
+    forgotten: u64,
     next_at: u64,
 }
 
 impl Default for Adapter {
     fn default() -> Self {
-        Self { scratch: Scratch::new(), window: VecDeque::new(), features: 0, observed: 0, next_at: FIRST_AT }
+        let (scratch, window) = (Scratch::new(), VecDeque::new());
+        Self { scratch, window, features: 0, observed: 0, forgotten: 0, next_at: FIRST_AT }
     }
 }
 
@@ -60,6 +62,7 @@ impl Adapter {
         while self.window.len() > MAX_EXAMPLES || self.features > MAX_FEATURES {
             let Some(oldest) = self.window.pop_front() else { break };
             self.features -= oldest.features();
+            self.forgotten += 1;
         }
     }
 
@@ -83,6 +86,15 @@ impl Adapter {
         Some(self.examples())
     }
 
+    /// Those of the requests that run who are to be learned from ([`add_open`]): all, as long as all are remembered who ended. Then each
+    /// who was forgotten takes the place of one who runs: of a stream of answers the newest are neither too long nor too short,
+    /// because for each long one that has not ended there is one that had begun before them, and those who run at any moment are
+    /// the long ones.
+    pub fn count_open(&self, running: Vec<Open>) -> Vec<Open> {
+        let share = 1.0 - self.forgotten as f64 / running.len().max(1) as f64;
+        sample(running, share.max(0.0)).collect()
+    }
+
     /// The newest answers.
     pub fn examples(&self) -> Vec<Arc<Example>> {
         self.window.iter().cloned().collect()
@@ -93,7 +105,7 @@ impl Adapter {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Open {
     /// What was asked, as it is scored.
-    pub text: String,
+    pub text: Arc<str>,
     /// Tokens of the answer so far.
     pub tokens: u32,
     /// Its limit in tokens, as far as a prediction may know it.
@@ -105,11 +117,16 @@ pub struct Open {
 /// has served. How long an open one will be is not known, but `ranker` says how likely which length is, and the tokens
 /// so far rule out those below: each gets a length from what is left, one after the other from all over it. (That is multiple
 /// imputation of a censored length: Rubin, "Multiple Imputation for Nonresponse in Surveys", 1987, with one draw.)
-pub fn add_open(examples: &mut Vec<Arc<Example>>, ranker: &Ranker, open: &[Open]) {
+/// Where they are more than [`MAX_EXAMPLES`] in all, the same share of both is kept.
+pub fn add_open(examples: &mut Vec<Arc<Example>>, ranker: &Ranker, open: Vec<Open>) {
     /// The golden ratio, less 1: the fractions of its multiples cover 0 to 1 evenly, however many there are.
     const STRIDE: f64 = 0.618_033_988_749_895;
+    let share = MAX_EXAMPLES as f64 / (examples.len() + open.len()) as f64;
+    if share < 1.0 {
+        *examples = sample(std::mem::take(examples), share).collect();
+    }
     let mut scratch = Scratch::new();
-    for (index, it) in open.iter().enumerate() {
+    for (index, it) in sample(open, share).enumerate() {
         let share = ((index + 1) as f64 * STRIDE).fract();
         let tokens = ranker.score(&it.text).tokens_beyond(it.tokens, share);
         let limit_tokens = it.limit_tokens.max(1);
@@ -117,6 +134,13 @@ pub fn add_open(examples: &mut Vec<Arc<Example>>, ranker: &Ranker, open: &[Open]
         let censored = tokens == limit_tokens;
         examples.push(Arc::new(Example::new(&mut scratch, &it.text, tokens, censored)));
     }
+}
+
+/// A share (from 0 to 1, which is all) of the items, evenly from among them.
+pub fn sample<T>(items: impl IntoIterator<Item = T>, share: f64) -> impl Iterator<Item = T> {
+    let before = move |index: usize| (index as f64 * share.min(1.0)).floor();
+    let kept = move |&(index, _): &(usize, T)| before(index + 1) > before(index);
+    items.into_iter().enumerate().filter(kept).map(|(_, item)| item)
 }
 
 /// A ranker that has learned from served requests.
@@ -173,6 +197,9 @@ pub fn from_nothing(examples: &[Arc<Example>]) -> Option<Adapted> {
 
 #[cfg(test)]
 mod tests {
+    use std::cmp::Reverse;
+    use std::collections::BinaryHeap;
+
     use super::*;
 
     /// Answers whose length goes with a word that the shipped ranker cannot know.
@@ -246,7 +273,7 @@ mod tests {
         for (index, text) in texts.iter().enumerate() {
             match length(index, text) {
                 tokens if tokens <= step => adapter.observe(text, tokens, false),
-                _ => open.push(Open { text: text.clone(), tokens: step, limit_tokens: 100_000 }),
+                _ => open.push(Open { text: text.as_str().into(), tokens: step, limit_tokens: 100_000 }),
             }
         }
         assert!(adapter.is_due() && open.len() > 50, "{}", open.len());
@@ -259,10 +286,56 @@ mod tests {
             mean_ln(&examples.iter().map(|example| example.tokens).collect::<Vec<_>>())
         };
         assert!(of(&examples) < mean_ln(&truth) - 0.2, "the ended ones are the short ones");
-        add_open(&mut examples, ranker, &open);
+        add_open(&mut examples, ranker, open);
         assert!((of(&examples) - mean_ln(&truth)).abs() < 0.05, "{} {}", of(&examples), mean_ln(&truth));
-        add_open(&mut examples, ranker, &[Open { text: "x".into(), tokens: 7, limit_tokens: 8 }]);
+        add_open(&mut examples, ranker, vec![Open { text: "x".into(), tokens: 7, limit_tokens: 8 }]);
         assert!((7..=8).contains(&examples.last().unwrap().tokens));
+    }
+
+    #[test]
+    fn those_who_run_count_until_those_who_ended_are_a_fair_sample_by_themselves() {
+        // A thousand seats that are always taken, and lengths of e^5 tokens, more or less.
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut length = move || {
+            let normal = (0..12).map(|_| random.f64()).sum::<f64>() - 6.0;
+            (5.0 + normal).exp().max(1.0) as u32
+        };
+        let mut running: BinaryHeap<_> =
+            std::iter::repeat_with(&mut length).take(1000).map(|tokens| Reverse((tokens, tokens))).collect();
+        let mut adapter = Adapter::default();
+        for answers in 1..=9000 {
+            let Reverse((now, tokens)) = running.pop().unwrap();
+            adapter.observe("x", tokens, false);
+            let next = length();
+            running.push(Reverse((now + next, next)));
+            if ![50, 1000, 4000, 4500, 9000].contains(&answers) {
+                continue;
+            }
+            let open = |&Reverse((_, tokens)): &Reverse<(u32, u32)>| Open {
+                text: "x".into(),
+                tokens,
+                limit_tokens: u32::MAX,
+            };
+            let open = adapter.count_open(running.iter().map(open).collect());
+            let ended = adapter.examples();
+            let lengths = ended.iter().map(|it| it.tokens).chain(open.iter().map(|it| it.tokens));
+            let mean_ln =
+                lengths.map(|tokens| f64::from(tokens).ln()).sum::<f64>() / (ended.len() + open.len()) as f64;
+            assert!((mean_ln - 5.0).abs() < 0.12, "{answers}: {mean_ln}");
+        }
+    }
+
+    #[test]
+    fn of_more_than_can_be_learned_from_the_same_share_of_both_is_kept() {
+        let example = |tokens| Arc::new(Example::new(&mut Scratch::new(), "x", tokens, false));
+        let mut examples = vec![example(3); MAX_EXAMPLES / 2];
+        let open = vec![Open { text: "x".into(), tokens: 7, limit_tokens: 900 }; 3 * MAX_EXAMPLES / 2];
+        add_open(&mut examples, Ranker::shipped(), open);
+        let ended = examples.iter().filter(|example| example.tokens == 3).count();
+        assert_eq!((ended, examples.len()), (MAX_EXAMPLES / 4, MAX_EXAMPLES));
+        let kept: Vec<u32> = sample(0..10, 0.3).collect();
+        assert_eq!(kept, [3, 6, 9]);
+        assert_eq!((sample(0..10, 1.0).count(), sample(0..10, 0.0).count()), (10, 0));
     }
 
     #[test]

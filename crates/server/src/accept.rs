@@ -12,7 +12,7 @@ use crate::app::{App, unix_time};
 use crate::backend::Generation;
 use crate::flight::{Asked, Flight};
 use crate::identity::Identity;
-use crate::records::{ChoiceRecord, OpenRecord, Record};
+use crate::records::{ChoiceRecord, Lesson, OpenRecord, Record};
 use crate::wire::Call;
 use outrank_http::ApiError;
 use outrank_http::PendingScore;
@@ -66,14 +66,15 @@ pub(crate) async fn accept(
     let scores: Vec<_> = outputs().map(|(prompt, _)| prompt.score).collect();
     let headers = headers_of(&generations, &scores);
     let accepted_s = arrival.elapsed().as_secs_f64();
-    let choice = |(generation, score): (&Generation, &Option<Score>)| ChoiceRecord {
+    let choice = |(generation, (prompt, _)): (&Generation, (&ReadyPrompt, u32))| ChoiceRecord {
         id: generation.id,
-        score: *score,
+        score: prompt.score,
         eta_finish_s: accepted_s + generation.placement.eta.finish_s,
         output_tokens: 0,
         end: None,
+        lesson: lesson(call, prompt),
     };
-    let choices = generations.iter().zip(&scores).map(choice).collect();
+    let choices = generations.iter().zip(outputs()).map(choice).collect();
     let completion_id = format!("{}{}", call.id_prefix, random_id());
     let record =
         app.records.open(Record::new(completion_id, identity.request_id.clone(), unix_time(), choices));
@@ -90,13 +91,17 @@ pub(crate) async fn accept(
 fn asked(call: &Call, prompt: &ReadyPrompt) -> Asked {
     let ends_by_itself = !call.sampling.ignore_eos;
     Asked {
-        // Answers that could not end by themselves teach nothing.
-        text: prompt.pending.text().filter(|_| ends_by_itself),
         prompt_tokens: u32::try_from(prompt.tokens.len()).unwrap_or(u32::MAX),
         limit_tokens: if ends_by_itself { prompt.max_tokens } else { u32::MAX },
         ends_by_itself,
         length_counts: ends_by_itself || call.true_tokens.is_some(),
     }
+}
+
+/// Answers that could not end by themselves teach nothing.
+fn lesson(call: &Call, prompt: &ReadyPrompt) -> Option<Lesson> {
+    let text = prompt.pending.text().filter(|_| !call.sampling.ignore_eos)?;
+    Some(Lesson { text, limit_tokens: prompt.max_tokens })
 }
 
 fn headers_of(generations: &[Generation], scores: &[Option<Score>]) -> HeaderMap {

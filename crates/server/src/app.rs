@@ -44,10 +44,15 @@ impl App {
         for (owner, key) in (0..).zip(&config.api_keys) {
             keys.add(KeyDigest::of(key.as_bytes()), owner);
         }
+        let records = Arc::new(Records::new(config.max_finished_records));
+        let known = Arc::clone(&records);
+        // No request is older than the scorer.
+        let census = move |_| known.all().iter().flat_map(|record| record.open()).collect();
+        let limits = config.scorer_limits();
         Ok(Self {
-            scorer: Scorer::start(predictor, config.scorer_limits(), metrics.host.scorer.clone())?,
+            scorer: Scorer::start(predictor, limits, metrics.host.scorer.clone(), Box::new(census))?,
             keys,
-            records: Arc::new(Records::new(config.max_finished_records)),
+            records,
             metrics,
             backend,
             traces,

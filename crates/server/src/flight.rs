@@ -11,7 +11,7 @@ use futures_util::stream::{BoxStream, SelectAll};
 use outrank_engine::{FinishReason, Output, Timings, Token, TokenLogprobs};
 
 use crate::app::App;
-use crate::records::{End, OpenRecord};
+use crate::records::{End, Lesson, OpenRecord};
 use crate::wire::{LogprobEntry, TokenLogprob, UsageBody};
 use outrank_http::{Answer, ApiError, Outcome, RequestSpan, Served};
 
@@ -45,8 +45,6 @@ pub(crate) struct Flight {
 /// What was asked for in an output.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
-    /// The prompt as it was scored, where the length of the answer is worth learning from.
-    pub(crate) text: Option<Arc<str>>,
     pub(crate) prompt_tokens: u32,
     /// Output limit in tokens, as far as predictions may know it.
     pub(crate) limit_tokens: u32,
@@ -185,16 +183,16 @@ impl Flight {
         if self.open_choices == 0 {
             metrics.host.requests.e2e.observe(self.arrival.elapsed().as_secs_f64());
         }
-        let (mut tokens, mut score) = (0, None);
+        let (mut tokens, mut score, mut lesson) = (0, None, None);
         self.record.record().update(index, |choice| {
-            (tokens, score) = (choice.output_tokens, choice.score);
+            (tokens, score, lesson) = (choice.output_tokens, choice.score, choice.lesson.take());
             choice.end = Some(End::Finished(reason, timings));
             metrics.host.trust.note_end(choice.eta_finish_s, timings.e2e_s);
         });
         // Of several outputs, the one that ended last.
         self.span.set_times(Some(timings.queue_s), Some(timings.ttft_s), Some(timings.e2e_s));
         self.span.set_score(score);
-        let asked = &mut self.asked[index];
+        let asked = &self.asked[index];
         let capped = reason == FinishReason::Length && asked.ends_by_itself;
         if asked.length_counts {
             metrics.host.trust.note_answer(score, tokens, capped);
@@ -211,8 +209,8 @@ impl Flight {
             };
             metrics.host.shadow.note(served, || replay.clone());
         }
-        if let Some(text) = asked.text.take() {
-            self.app.scorer.tell(Answer { text, tokens, censored: capped });
+        if let Some(Lesson { text, .. }) = lesson {
+            self.app.scorer.tell(self.arrival, Answer { text, tokens, censored: capped });
         }
     }
 

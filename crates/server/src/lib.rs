@@ -24,6 +24,6 @@ pub use backend::{Backend, Generation, PromptError};
 pub use config::ServerConfig;
 pub use embedded::EmbeddedEngine;
 pub use outrank_http::{
-    AdaptiveRanker, Answer, BindError, Drained, Learned, Predictor, Replay, ranker_scores,
+    AdaptiveRanker, Answer, BindError, Drained, Learned, Open, Predictor, Replay, ranker_scores,
 };
 pub use server::{Server, ServerError};

@@ -1,10 +1,11 @@
 //! What is known about the requests that are under way and those that ended lately.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use outrank_core::{RequestId, Score};
 use outrank_engine::{FinishReason, Timings};
-use outrank_http::Recorded;
+use outrank_http::{Open, Recorded};
 
 /// One HTTP request and its outputs.
 #[derive(Debug)]
@@ -20,7 +21,7 @@ pub(crate) struct Record {
 }
 
 /// One output.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub(crate) struct ChoiceRecord {
     /// The scheduler's name of it.
     pub(crate) id: RequestId,
@@ -32,6 +33,24 @@ pub(crate) struct ChoiceRecord {
     pub(crate) output_tokens: u32,
     /// How it ended, once it has.
     pub(crate) end: Option<End>,
+    /// `None` once it has ended, and where nothing is to be learned from its length.
+    pub(crate) lesson: Option<Lesson>,
+}
+
+/// What is to be learned from an output.
+#[derive(Clone, PartialEq)]
+pub(crate) struct Lesson {
+    /// Its prompt, as it was scored.
+    pub(crate) text: Arc<str>,
+    /// Its limit in tokens.
+    pub(crate) limit_tokens: u32,
+}
+
+impl fmt::Debug for Lesson {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Prompts are never printed.
+        f.debug_struct("Lesson").field("limit_tokens", &self.limit_tokens).finish_non_exhaustive()
+    }
 }
 
 /// How an output ended.
@@ -58,6 +77,21 @@ impl Record {
     /// A copy of what is known about its outputs.
     pub(crate) fn choices(&self) -> Vec<ChoiceRecord> {
         lock(&self.choices).clone()
+    }
+
+    /// How far the outputs are that run and will be learned from. One that has a seat and no token yet is left out: how long its
+    /// prompt takes says nothing of its length.
+    pub(crate) fn open(&self) -> Vec<Open> {
+        let open = |choice: &ChoiceRecord| {
+            let lesson =
+                choice.lesson.as_ref().filter(|_| choice.end.is_none() && choice.output_tokens > 0)?;
+            Some(Open {
+                text: Arc::clone(&lesson.text),
+                tokens: choice.output_tokens,
+                limit_tokens: lesson.limit_tokens,
+            })
+        };
+        lock(&self.choices).iter().filter_map(open).collect()
     }
 
     /// Changes what is known about one output.
@@ -87,6 +121,7 @@ impl Recorded for Record {
     fn ended(&self) {
         for choice in lock(&self.choices).iter_mut() {
             choice.end.get_or_insert(End::Cancelled);
+            choice.lesson = None;
         }
     }
 }

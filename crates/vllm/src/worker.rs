@@ -1,6 +1,7 @@
 //! Scoring and learning, off the engine's loop.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
@@ -78,7 +79,7 @@ struct State {
     /// Whether it was asked who runs, and no answer has come.
     asked: bool,
     /// Prompts of requests that have not ended: no more than vLLM itself holds.
-    prompts: HashMap<u64, String>,
+    prompts: HashMap<u64, Arc<str>>,
     outbox: Sender<Said>,
 }
 
@@ -92,7 +93,7 @@ impl State {
                         let _ = self.outbox.send(Said::Score(number, ranker.score(&prompt)));
                     }
                     if self.adapter.is_some() {
-                        self.prompts.insert(number, prompt);
+                        self.prompts.insert(number, prompt.into());
                     }
                 }
                 Job::Ended(number, length) => self.ended(number, length),
@@ -119,18 +120,20 @@ impl State {
     fn learn_beside(&mut self, running: &[(u64, u32, u32)]) {
         self.asked = false;
         let open = running.iter().filter_map(|&(number, tokens, limit_tokens)| {
-            Some(Open { text: self.prompts.get(&number)?.clone(), tokens, limit_tokens })
+            Some(Open { text: Arc::clone(self.prompts.get(&number)?), tokens, limit_tokens })
         });
         let open = open.collect();
         self.learn(open);
     }
 
     fn learn(&mut self, open: Vec<Open>) {
-        let Some(mut examples) = self.adapter.as_mut().and_then(Adapter::due) else { return };
+        let Some(adapter) = &mut self.adapter else { return };
+        let Some(mut examples) = adapter.due() else { return };
+        let open = adapter.count_open(open);
         let (prior, current) = (self.prior.clone(), self.current.clone());
         let work = move || {
             if let Some(current) = &current {
-                add_open(&mut examples, current, &open);
+                add_open(&mut examples, current, open);
             }
             match &prior {
                 Some(prior) => adapt(prior, &examples),

@@ -61,12 +61,12 @@ impl<'a> Learning<'a> {
         let Some(mut examples) = self.adapter.due() else { return };
         if self.from == Learn::Running {
             let open = self.running.iter().map(|(&index, &tokens)| Open {
-                text: self.text(index),
+                text: self.text(index).into(),
                 tokens,
                 limit_tokens: self.case.jobs[index].max_tokens.unwrap_or(u32::MAX),
             });
             let ranker = self.current.as_ref().unwrap_or(self.prior);
-            add_open(&mut examples, ranker, &open.collect::<Vec<_>>());
+            add_open(&mut examples, ranker, self.adapter.count_open(open.collect()));
         }
         let takes_s = LEARN_S * examples.len() as f64;
         self.coming = Some((now_s + takes_s, adapt(self.prior, &examples)));

@@ -4,6 +4,7 @@
 
 mod faults;
 mod hold;
+mod learning;
 mod life;
 mod mock;
 mod replicas;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use outrank_core::Score;
-use outrank_server::{Answer, Learned, Predictor, ServerConfig};
+use outrank_server::{Answer, Learned, Open, Predictor, ServerConfig};
 use serde_json::json;
 
 use crate::scripted::Script;
@@ -84,7 +84,7 @@ impl Predictor for Listener {
         None
     }
 
-    fn observe(&self, answer: &Answer) {
+    fn observe(&self, answer: &Answer, _: &dyn Fn() -> Vec<Open>) {
         self.0.lock().unwrap().push(answer.clone());
     }
 
@@ -109,4 +109,54 @@ async fn the_predictor_hears_how_long_answers_were_and_metrics_what_it_learned()
     })
     .await;
     assert_eq!(server.metric("outrank_learner_tau_b").await, 0.25);
+}
+
+/// Predicts nothing, and asks a little after the end of each answer who runs.
+struct Census(Arc<Mutex<Vec<Vec<Open>>>>);
+
+impl Predictor for Census {
+    fn score(&self, _: &str) -> Option<Score> {
+        None
+    }
+
+    fn observe(&self, _: &Answer, running: &dyn Fn() -> Vec<Open>) {
+        // By then all have their tokens of this step.
+        std::thread::sleep(Duration::from_millis(150));
+        self.0.lock().unwrap().push(running());
+    }
+}
+
+#[tokio::test]
+async fn the_predictor_hears_who_runs_and_how_far_they_are() {
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let script = Script { seats: 4, step: Duration::from_millis(600), ..Script::default() };
+    let server = serve(script, ServerConfig::default(), Some(Box::new(Census(Arc::clone(&heard))))).await;
+    server.engine.hold();
+    let mut open = Vec::new();
+    for (prompt, extra) in [
+        ("runs", json!({ "max_tokens": 100 })),
+        ("must go on", json!({ "max_tokens": 100, "ignore_eos": true })),
+        ("ends second", json!({ "max_tokens": 3 })),
+        ("ends first", json!({ "max_tokens": 2 })),
+        ("waits", json!({ "max_tokens": 40 })),
+    ] {
+        let mut body = chat_body(json!({ "stream": true }));
+        body["messages"][0]["content"] = json!(prompt);
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        open.push(server.post("/v1/chat/completions", &body).send().await.unwrap());
+    }
+    server.engine.release();
+    eventually("two have ended", || async { heard.lock().unwrap().len() == 2 }).await;
+    let heard = heard.lock().unwrap().iter().map(|census| of_prompts(census)).collect::<Vec<_>>();
+    assert_eq!(heard[0], [("ends second", 2, 3), ("runs", 2, 100)]);
+    assert_eq!(heard[1], [("runs", 3, 100), ("waits", 1, 40)]);
+}
+
+/// Whom a census found: last words of the prompt, tokens, limit.
+fn of_prompts(census: &[Open]) -> Vec<(&'static str, u32, u32)> {
+    let prompts = ["runs", "must go on", "ends first", "ends second", "waits"];
+    let name = |open: &Open| prompts.into_iter().find(|prompt| open.text.ends_with(prompt)).unwrap();
+    let mut found: Vec<_> = census.iter().map(|open| (name(open), open.tokens, open.limit_tokens)).collect();
+    found.sort_unstable();
+    found
 }
