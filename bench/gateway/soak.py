@@ -164,7 +164,8 @@ def ms(summary):
 def tenants(args, logs):
     """A alone with half the seats; then A and B, which sends ten times as much, with all of them. Several rounds."""
     result = {"seats": args.seats, "mean_service_s": SERVICE_S, "rounds": []}
-    turns = [(share, turn) for share in (0.6, 0.85) for turn in range(args.rounds)]
+    turns = [(share, turn) for share in map(float, args.loads.split(",")) for turn in range(args.rounds)]
+    is_found = args.auto or args.unknown_seats
     for share, turn in turns:
         rate = share * (args.seats / 2) / SERVICE_S
         row = {"share": share, "rate_a_per_s": rate, "rate_b_per_s": 10 * rate}
@@ -172,10 +173,10 @@ def tenants(args, logs):
             seats = args.seats // 2 if case == "alone" else args.seats
             with harness.servers() as started, tempfile.TemporaryDirectory() as folder:
                 upstream = harness.mock(started, logs, seats=seats, **(dict(says_seats=True) if args.auto else {}), **SERVICE)
-                flags, keys = gateway_flags.tenants(folder, ["a", "b"], "auto" if args.auto else seats, args.queue)
+                flags, keys = gateway_flags.tenants(folder, ["a", "b"], "auto" if is_found else seats, args.queue)
                 gateway = harness.outrank(started, logs, args.outrank, [upstream], "hold", flags=[*flags, *args.flags.split()])
                 # A window that is found needs the time.
-                common = dict(stream=True, max_tokens=TOKENS, duration_s=args.tenant_s, warm_up_s=15 if args.auto else 5)
+                common = dict(stream=True, max_tokens=TOKENS, duration_s=args.tenant_s, warm_up_s=15 if is_found else 5)
                 other = None
                 if case == "beside":
                     command = harness.load_command("open", gateway.url, rate=10 * rate, poisson=100 + turn, key=keys["b"], tag="b",
@@ -255,7 +256,7 @@ def head(facts):
 def default_name(args):
     name = "-".join(["soak", *args.parts.split(",")]) if args.parts != "streams,overload,tenants" else "soak"
     name += f"-{args.seats}-seats" if args.seats != 32 else ""
-    name += "-auto" if args.auto else ""
+    name += "-auto" if args.auto else "-unknown-seats" if args.unknown_seats else ""
     return name + ("-no-spare" if "--spare-seats 0" in args.flags else "")
 
 
@@ -276,10 +277,12 @@ def main():
     parser.add_argument("--tenant-s", type=float, default=25.0)
     parser.add_argument("--rounds", type=int, default=3, help="of the two tenants, at each load")
     parser.add_argument("--auto", action="store_true", help="of the two tenants: the mock says its seats, and the window is auto")
+    parser.add_argument("--unknown-seats", action="store_true", help="of the two tenants: the mock does not say its seats, and the window is auto")
+    parser.add_argument("--loads", default="0.6,0.85", help="of the two tenants: what the first sends, of what half of the seats can do")
     parser.add_argument("--flags", default="", help="further flags of outrank serve: of the two tenants, or of overload, there several times, separated by ;")
     parser.add_argument("--shared", default="the machine was shared with other builds")
     parser.add_argument("--out", type=Path, default=harness.ROOT / "results/gateway")
-    parser.add_argument("--name", help="of the files written there [default: soak, the parts unless all, -N-seats unless 32, -auto, -no-spare]")
+    parser.add_argument("--name", help="of the files written there [default: soak, the parts unless all, -N-seats unless 32, -auto or -unknown-seats, -no-spare]")
     args = parser.parse_args()
     if args.name and Path(args.name).name != args.name:
         parser.error(f"--name {args.name}: a file's name is needed, without folders; for those there is --out")

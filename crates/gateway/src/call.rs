@@ -30,6 +30,8 @@ pub(crate) struct Call {
     pub(crate) outputs: u32,
     /// Whether the answer may end by itself: only then its length says something.
     pub(crate) ends_by_itself: bool,
+    /// Whether the answer is to be streamed.
+    pub(crate) streams: bool,
     pub(crate) user: Option<String>,
     /// Whether the client names a priority of its own.
     pub(crate) has_priority: bool,
@@ -44,9 +46,7 @@ struct Body {
     prompt: Prompts,
     max_tokens: Option<f64>,
     max_completion_tokens: Option<f64>,
-    /// Read to be refused if it is no truth value.
-    #[serde(rename = "stream")]
-    _stream: Option<bool>,
+    stream: Option<bool>,
     n: Option<f64>,
     ignore_eos: Option<bool>,
     user: Option<String>,
@@ -140,6 +140,7 @@ impl Call {
             true_tokens: body.outrank.and_then(|extension| extension.true_output_tokens),
             outputs: prompts.saturating_mul(n.unwrap_or(1).max(1)),
             ends_by_itself,
+            streams: body.stream.unwrap_or(false),
             user: body.user,
             has_priority: body.priority,
         })

@@ -220,6 +220,7 @@ fn submit(
         arrival: arrived,
         deadline: app.clock.at(order.deadline),
         affinity: affinity(order),
+        streams: call.streams,
     };
     let (place, admitted, placement) = app.desk.submit(&ask).map_err(|why| refusal(why, &call.model))?;
     let record = app.records.open(Record {

@@ -61,6 +61,7 @@ impl State {
         let Some(site) = self.site_of(upstream) else { return };
         if site.up != up {
             tracing::warn!(upstream = site.upstream.name, up, "health check");
+            site.window.forget_seats();
         }
         site.up = up;
         let changed = match models {

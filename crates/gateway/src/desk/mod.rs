@@ -49,6 +49,8 @@ pub(crate) struct Ask {
     pub(crate) deadline: Timestamp,
     /// Requests of the same value prefer the same replica.
     pub(crate) affinity: Option<u64>,
+    /// Whether its answer is to be streamed.
+    pub(crate) streams: bool,
 }
 
 /// Why a request is not taken, or given up while it waits.

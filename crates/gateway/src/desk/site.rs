@@ -8,6 +8,7 @@ use crate::config::Mode;
 use crate::upstream::Upstream;
 use crate::upstream::breaker::Breaker;
 use crate::upstream::window::Window;
+use crate::upstream::works::Works;
 
 /// How long an upstream that says it has too much is left alone, at least and at most.
 const MIN_PAUSE_S: f64 = 0.05;
@@ -38,8 +39,7 @@ pub(super) struct Site {
     pub(super) models: Models,
     /// Requests there now.
     pub(super) in_flight: u32,
-    /// Those of them whose answer has begun.
-    begun: u32,
+    works: Works,
     /// Most requests that were there at once, lately.
     pub(super) most_in_flight: f64,
     /// Expected output tokens still to come from there.
@@ -58,7 +58,7 @@ impl Site {
             removed: false,
             models,
             in_flight: 0,
-            begun: 0,
+            works: Works::default(),
             most_in_flight: 1.0,
             work_tokens: 0.0,
             paused_until: Timestamp::ZERO,
@@ -104,23 +104,34 @@ impl Site {
         !matches!(self.models, Models::Configured(_))
     }
 
-    pub(super) fn took(&mut self, now: Timestamp, work_tokens: f64) {
+    /// A request is sent there. Returns which it is, counted from the first.
+    pub(super) fn took(&mut self, now: Timestamp, work_tokens: f64, streams: bool) -> u64 {
         self.in_flight += 1;
         self.work_tokens += work_tokens;
         self.most_in_flight = (self.most_in_flight * 0.999).max(f64::from(self.in_flight));
         self.breaker.sent(now);
+        self.works.sent(streams)
     }
 
     /// The answer to one of the requests there has begun. So many more might be there, if those who wait did not leave seats free.
-    pub(super) fn began(&mut self, prompt_tokens: u32, ttft_s: f64, left_free: u32) {
-        self.begun += 1;
-        self.window.streams(self.begun);
-        self.window.first_token(prompt_tokens, ttft_s, self.in_flight + left_free);
+    pub(super) fn began(
+        &mut self,
+        now: Timestamp,
+        nth: u64,
+        prompt_tokens: u32,
+        ttft_s: f64,
+        left_free: u32,
+    ) {
+        let might_be = self.in_flight + left_free;
+        let works_on = self.works.began(now, nth, self.window.seated_s());
+        self.window.streams(self.works.streaming());
+        self.window.works_on(works_on, might_be);
+        self.window.first_token(prompt_tokens, ttft_s, might_be);
     }
 
-    pub(super) fn released(&mut self, work_tokens: f64, began: bool) {
+    pub(super) fn released(&mut self, now: Timestamp, nth: u64, work_tokens: f64, began: bool) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.begun = self.begun.saturating_sub(began.into());
+        self.works.ended(now, nth, began);
         self.work_tokens = if self.in_flight == 0 { 0.0 } else { self.work_tokens - work_tokens };
     }
 

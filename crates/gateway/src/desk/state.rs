@@ -51,10 +51,13 @@ pub(super) struct Live {
     pub(super) lane: usize,
     pub(super) class: Class,
     pub(super) stamped: bool,
+    pub(super) streams: bool,
     /// Tells it that its turn has come; `None` unless it waits.
     pub(super) wake: Option<oneshot::Sender<Result<Turn, Refused>>>,
     /// Where it is.
     pub(super) site: Option<usize>,
+    /// Which of the requests that were sent there it is.
+    pub(super) nth: u64,
     /// The upstream that failed it last.
     pub(super) avoid: Option<usize>,
     pub(super) affinity: Option<u64>,
@@ -121,8 +124,10 @@ impl State {
             lane: ask.lane,
             class: ask.class,
             stamped,
+            streams: ask.streams,
             wake: None,
             site: None,
+            nth: 0,
             avoid: None,
             affinity: ask.affinity,
             prompt_tokens: ask.prompt_tokens,
@@ -229,7 +234,7 @@ impl State {
 
     /// Gives a request a seat. In stamp mode the upstream decides when it starts, so it counts as waiting until its first token.
     fn seat(&mut self, now: Timestamp, id: u64, site: usize, stamp: Option<f64>) -> Turn {
-        if let Some(&Live { pool, stamped, lane, .. }) = self.live.get(&id) {
+        if let Some(&Live { pool, stamped, streams, lane, .. }) = self.live.get(&id) {
             if !stamped {
                 self.shares.took(lane);
             }
@@ -238,10 +243,10 @@ impl State {
                 book.started(RequestId(id));
             }
             let work_tokens = book.remaining_tokens(RequestId(id));
+            let nth = self.sites[site].took(now, work_tokens, streams);
             if let Some(live) = self.live.get_mut(&id) {
-                (live.site, live.work_tokens) = (Some(site), work_tokens);
+                (live.site, live.nth, live.work_tokens) = (Some(site), nth, work_tokens);
             }
-            self.sites[site].took(now, work_tokens);
             if stamped {
                 let seats = self.sites[site].most_in_flight as u32;
                 self.pools[pool].stamped.set_seats(seats);
@@ -323,13 +328,14 @@ impl State {
     pub(super) fn first_token(&mut self, now: Timestamp, id: u64, ttft_s: f64) {
         let Some(live) = self.live.get_mut(&id) else { return };
         live.began = true;
-        let (pool, stamped, site, prompt_tokens) = (live.pool, live.stamped, live.site, live.prompt_tokens);
+        let (pool, stamped, site) = (live.pool, live.stamped, live.site);
+        let (nth, prompt_tokens) = (live.nth, live.prompt_tokens);
         if stamped {
             self.book_of(pool, true).started(RequestId(id));
         }
         if let Some(site) = site {
             let left_free = self.left_free(pool, site);
-            self.sites[site].began(prompt_tokens, ttft_s, left_free);
+            self.sites[site].began(now, nth, prompt_tokens, ttft_s, left_free);
         }
         self.pump(now);
     }
@@ -375,7 +381,7 @@ impl State {
             self.shares.released(live.lane);
         }
         let site = &mut self.sites[at];
-        site.released(work_tokens, std::mem::take(&mut live.began));
+        site.released(now, live.nth, work_tokens, std::mem::take(&mut live.began));
         match verdict {
             Verdict::Good => site.breaker.succeeded(),
             Verdict::None => site.breaker.abandoned(now),

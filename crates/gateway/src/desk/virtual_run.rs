@@ -1,5 +1,6 @@
-//! The desk before one upstream that has a seat for each request that is sent there, in virtual time.
+//! The desk before one upstream in virtual time: it has a seat for each request that is sent there, or so many as are said.
 
+use std::collections::VecDeque;
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,9 @@ struct Open {
     id: u64,
     lane: usize,
     tokens: u32,
+    streams: bool,
     arrived_s: f64,
+    sent_s: f64,
     started_s: f64,
     began: bool,
     progress: Arc<Progress>,
@@ -32,6 +35,8 @@ struct Open {
 pub(super) struct Started {
     pub(super) lane: usize,
     pub(super) arrived_s: f64,
+    /// When it was sent to the upstream.
+    pub(super) sent_s: f64,
     pub(super) started_s: f64,
     /// What it takes from there on.
     pub(super) service_s: f64,
@@ -49,7 +54,12 @@ pub(super) struct Run {
     clock: Clock,
     first_token_s: f64,
     token_s: f64,
+    engine_seats: usize,
+    /// Whether the answers to the requests that come are streamed.
+    pub(super) streams: bool,
     waiting: Vec<(Open, Woken)>,
+    /// Those that wait inside the upstream.
+    inside: VecDeque<Open>,
     running: Vec<Open>,
     pub(super) now_s: f64,
     pub(super) started: Vec<Started>,
@@ -79,13 +89,21 @@ impl Run {
             clock: Clock::start_at(Duration::ZERO),
             first_token_s,
             token_s,
+            engine_seats: usize::MAX,
+            streams: true,
             waiting: Vec::new(),
+            inside: VecDeque::new(),
             running: Vec::new(),
             now_s: 0.0,
             started: Vec::new(),
             refused_s: Vec::new(),
             ended: Vec::new(),
         }
+    }
+
+    /// The upstream works on so many requests at once, and the others wait there in order of arrival.
+    pub(super) fn set_engine_seats(&mut self, seats: u32) {
+        self.engine_seats = seats as usize;
     }
 
     /// From now on these are the tenants, and their weights.
@@ -97,6 +115,14 @@ impl Run {
     pub(super) fn engine_says(&mut self, seats: u32) {
         let upstream = Arc::clone(&self.state.sites[0].upstream);
         self.state.engine_says(Timestamp::from_secs_f64(self.now_s), &upstream, Some(seats));
+    }
+
+    /// A health check of the upstream fails, and the next one does not.
+    pub(super) fn engine_starts_again(&mut self) {
+        let upstream = Arc::clone(&self.state.sites[0].upstream);
+        for up in [false, true] {
+            self.state.probed(Timestamp::from_secs_f64(self.now_s), &upstream, up, None);
+        }
     }
 
     /// What only time changes is looked after.
@@ -128,22 +154,42 @@ impl Run {
             arrival: now,
             deadline: Timestamp::from_secs_f64(self.now_s + 600.0),
             affinity: None,
+            streams: self.streams,
         };
-        let arrived_s = self.now_s;
-        let open =
-            |id, progress| Open { id, lane, tokens, arrived_s, started_s: arrived_s, began: false, progress };
+        let (arrived_s, streams) = (self.now_s, self.streams);
+        let (sent_s, started_s) = (arrived_s, arrived_s);
+        let open = |id, progress| Open {
+            id,
+            lane,
+            tokens,
+            streams,
+            arrived_s,
+            sent_s,
+            started_s,
+            began: false,
+            progress,
+        };
         match self.state.submit(now, &self.clock, &ask, Arc::clone(&progress)) {
             Err(_) => self.refused_s.push(arrived_s),
-            Ok((id, Admitted::Now(_), _)) => self.start(open(id, progress)),
+            Ok((id, Admitted::Now(_), _)) => self.send(open(id, progress)),
             Ok((id, Admitted::Waits(woken), _)) => self.waiting.push((open(id, progress), woken)),
+        }
+    }
+
+    fn send(&mut self, mut open: Open) {
+        open.sent_s = self.now_s;
+        if self.running.len() < self.engine_seats {
+            self.start(open);
+        } else {
+            self.inside.push_back(open);
         }
     }
 
     fn start(&mut self, mut open: Open) {
         open.started_s = self.now_s;
-        let Open { lane, arrived_s, started_s, tokens, .. } = open;
+        let Open { lane, arrived_s, sent_s, started_s, tokens, .. } = open;
         let service_s = self.service_s(tokens);
-        self.started.push(Started { lane, arrived_s, started_s, service_s });
+        self.started.push(Started { lane, arrived_s, sent_s, started_s, service_s });
         self.running.push(open);
     }
 
@@ -153,15 +199,20 @@ impl Run {
     }
 
     fn end(&mut self, at: usize) {
-        let Open { id, tokens, .. } = self.running.swap_remove(at);
+        let Open { id, tokens, streams, sent_s, .. } = self.running.swap_remove(at);
         self.ended.push((self.now_s, tokens));
+        while self.running.len() < self.engine_seats
+            && let Some(next) = self.inside.pop_front()
+        {
+            self.start(next);
+        }
         let ending = Ending {
             tokens,
             end: End::Stopped,
             verdict: Verdict::Good,
-            e2e_s: self.service_s(tokens),
-            per_token_s: Some(self.token_s),
-            streamed: true,
+            e2e_s: self.now_s - sent_s,
+            per_token_s: streams.then_some(self.token_s),
+            streamed: streams,
         };
         self.state.leave(Timestamp::from_secs_f64(self.now_s), id, &ending);
     }
@@ -179,13 +230,16 @@ impl Run {
             if self.running[at].began {
                 self.end(at);
             } else {
-                self.running[at].began = true;
-                let (now, id) = (Timestamp::from_secs_f64(self.now_s), self.running[at].id);
-                self.state.first_token(now, id, self.first_token_s);
+                let open = &mut self.running[at];
+                open.began = true;
+                if open.streams {
+                    let ttft_s = self.now_s - open.sent_s;
+                    self.state.first_token(Timestamp::from_secs_f64(self.now_s), open.id, ttft_s);
+                }
             }
             let woken = |(_, woken): &mut (Open, Woken)| woken.try_recv().is_ok();
             let woken: Vec<_> = self.waiting.extract_if(.., woken).collect();
-            woken.into_iter().for_each(|(open, _)| self.start(open));
+            woken.into_iter().for_each(|(open, _)| self.send(open));
         }
         self.now_s = then_s;
         for open in &self.running {

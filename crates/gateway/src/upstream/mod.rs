@@ -4,9 +4,11 @@ pub(crate) mod breaker;
 mod config;
 mod connect;
 pub(crate) mod discovery;
+mod found;
 pub(crate) mod health;
 pub(crate) mod seats;
 pub(crate) mod window;
+pub(crate) mod works;
 
 use std::net::IpAddr;
 use std::sync::Arc;

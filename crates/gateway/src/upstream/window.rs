@@ -1,5 +1,6 @@
 //! How many requests may be at an upstream in hold mode.
 
+use super::found::FoundSeats;
 use crate::config::WindowConfig;
 
 /// Buckets of prompt length, each twice as long as the one before, within which times to the first token are compared.
@@ -51,12 +52,16 @@ const WHOLE_SHRINKS_ABOVE: f64 = 3.0;
 /// tenants send requests), whatever the latencies look like. Wrong numbers do no harm: below one that is too high the window finds its
 /// size as it would without, and one that is too low is not believed once more answers are streamed at once than there could be.
 ///
+/// Where the engine does not say it, the most requests that were seen to be worked on at once while others waited there take that
+/// place, while several tenants send requests. Now and then the window opens again to see whether it is still so.
+///
 /// Answers that are not streamed have no first token. For them the time for each token is compared with the best: coarse,
 /// because it also grows with a healthy batch. Where no answer is streamed, a fixed window is the better choice.
 #[derive(Clone, Debug)]
 pub(crate) struct Window {
     bounds: (f64, f64),
     said: Option<Said>,
+    found: FoundSeats,
     /// Whether several tenants use it.
     shared: bool,
     /// Answers that have begun.
@@ -99,6 +104,7 @@ impl Window {
             size: f64::from(FIRST_REQUESTS).clamp(bounds.0, bounds.1),
             bounds,
             said: None,
+            found: FoundSeats::default(),
             shared: false,
             begun: 0,
             doubling: true,
@@ -111,8 +117,8 @@ impl Window {
 
     /// Requests that may be there.
     pub(crate) fn size(&self) -> u32 {
-        let seats = self.seats().filter(|_| self.ends_at_seats()).map_or(f64::INFINITY, f64::from);
-        self.size.min(seats.max(self.bounds.0)) as u32
+        let seats = self.seats().filter(|_| self.ends_at_seats()).map(f64::from).or(self.held());
+        self.size.min(seats.unwrap_or(f64::INFINITY).max(self.bounds.0)) as u32
     }
 
     /// Several tenants use it now, or not.
@@ -124,6 +130,16 @@ impl Window {
     /// request may, because too low a number of seats would else never be found out.
     fn ends_at_seats(&self) -> bool {
         self.shared && self.begun % TRIAL_EVERY >= TRIAL
+    }
+
+    /// The seats that were found, while nothing is to wait beyond them.
+    fn held(&self) -> Option<f64> {
+        self.found.held().filter(|_| self.goes_by_found())
+    }
+
+    /// Whether seats that were found matter: tenants share the window, and the engine does not say what it has.
+    fn goes_by_found(&self) -> bool {
+        self.shared && self.seats().is_none()
     }
 
     /// Takes other bounds, and keeps what it has learned.
@@ -144,6 +160,11 @@ impl Window {
         true
     }
 
+    /// The engine may be another one from now on: what showed of its seats counts no more.
+    pub(crate) fn forget_seats(&mut self) {
+        self.found = FoundSeats::default();
+    }
+
     /// The seats that the engine says it has, if that is believed.
     pub(crate) fn seats(&self) -> Option<u32> {
         self.said.filter(|said| said.doubts < MAX_DOUBTS).map(|said| said.seats)
@@ -160,12 +181,26 @@ impl Window {
         }
     }
 
+    /// The engine works on so many of the requests there, as far as can be seen, while `in_flight` might be there.
+    pub(crate) fn works_on(&mut self, requests: u32, in_flight: u32) {
+        if in_flight >= self.size() && self.held().is_none() {
+            self.found.works_on(requests);
+        }
+    }
+
+    /// Seconds before its first token at which a request surely had its seat.
+    pub(crate) fn seated_s(&self) -> f64 {
+        self.found.seated_s()
+    }
+
     /// A streamed answer has begun, after `ttft_s` seconds, while `in_flight` requests were there.
     pub(crate) fn first_token(&mut self, prompt_tokens: u32, ttft_s: f64, in_flight: u32) {
         let bucket = (prompt_tokens.max(1).ilog2() as usize).min(PROMPT_BUCKETS - 1);
+        self.found.first_token(ttft_s);
         let decay = self.decay(in_flight);
         let best_s = &mut self.best_s[bucket];
         *best_s = ttft_s.min(*best_s * decay);
+        self.found.answered();
         self.epoch.first_tokens += 1;
         self.epoch.queued_s += (ttft_s - (*best_s * BEST_FACTOR + BEST_SLACK_S)).max(0.0);
         self.note_full(in_flight);
@@ -181,6 +216,7 @@ impl Window {
         // What is quicker than that is not worth holding back.
         let per_token_s = e2e_s.max(MIN_RESIDENCE_S) / f64::from(tokens);
         self.best_per_token_s = per_token_s.min(self.best_per_token_s * self.decay(in_flight));
+        self.found.answered();
         self.epoch.whole += 1;
         self.epoch.whole_ratio += per_token_s / self.best_per_token_s.max(1e-9);
         self.note_full(in_flight);
@@ -203,16 +239,23 @@ impl Window {
     }
 
     fn decide(&mut self) {
+        if self.goes_by_found() && self.found.is_settled() {
+            self.epoch = Epoch::default();
+            return;
+        }
         let enough = MIN_SAMPLES.max(self.size() / 2);
         let Epoch { first_tokens, queued_s, whole, whole_ratio, full } = self.epoch;
         if first_tokens.max(whole) < enough {
             return;
         }
         let was_full = full * 2 >= first_tokens.max(whole);
+        let share = queued_s / f64::from(first_tokens.max(1)) / self.residence_s.max(MIN_RESIDENCE_S);
+        let waiting = share.min(1.0) * self.size;
+        let tolerated = 1.0 + TOLERATED_SHARE * self.size;
+        if was_full && waiting >= tolerated / 2.0 {
+            self.found.wait_inside(self.size, waiting);
+        }
         if first_tokens >= whole {
-            let share = queued_s / f64::from(first_tokens) / self.residence_s.max(MIN_RESIDENCE_S);
-            let waiting = share.min(1.0) * self.size;
-            let tolerated = 1.0 + TOLERATED_SHARE * self.size;
             if waiting > tolerated {
                 self.doubling = false;
                 return self.resize(self.size - (waiting - tolerated).min(self.size / 4.0).max(1.0));
@@ -332,6 +375,35 @@ mod tests {
                 assert!(found, "{seats}, said to be {wrong:?}: {low} to {high}");
             }
         }
+    }
+
+    /// An engine with so many seats that does not say how many, where several tenants use it: the sizes.
+    fn settled_unsaid(seats: u32, config: WindowConfig) -> Vec<u32> {
+        let (mut window, mut sizes) = (Window::new(config), Vec::new());
+        window.share(true);
+        for answer in 0..20_000 {
+            let in_flight = window.size();
+            let queued_s = f64::from(in_flight.saturating_sub(seats)) * 2.0 / f64::from(seats);
+            window.works_on(in_flight.min(seats) - u32::from(answer % 3 == 0), in_flight);
+            window.first_token(100, 0.05 + queued_s, in_flight);
+            window.ended(2.0 + queued_s, 100, true, in_flight);
+            sizes.push(window.size());
+        }
+        sizes.split_off(10_000)
+    }
+
+    #[test]
+    fn where_tenants_share_it_seats_that_show_end_it_most_of_the_time_within_its_bounds() {
+        for seats in [4, 8, 64] {
+            let sizes = settled_unsaid(seats, WindowConfig::default());
+            let beyond = sizes.iter().filter(|&&size| size != seats).count();
+            assert!(beyond * 12 < sizes.len(), "{seats}: not its seats {beyond} times of {}", sizes.len());
+            assert!(beyond > 0, "{seats}: nobody looks whether there are more by now");
+            assert!(sizes.iter().all(|&size| (seats..2 * seats).contains(&size)), "{seats}: {sizes:?}");
+        }
+        let sizes = settled_unsaid(8, WindowConfig::Auto { min_requests: 12, max_requests: 40 });
+        assert!(sizes.iter().all(|&size| size >= 12));
+        assert!(settled_unsaid(8, WindowConfig::Fixed(12)).iter().all(|&size| size == 12));
     }
 
     #[test]
