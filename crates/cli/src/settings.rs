@@ -181,7 +181,7 @@ settings! {
         #[arg(long, env = "OUTRANK_DEFAULT_DELAY_S", value_name = "SECONDS", help_heading = "Gateway")]
         default_delay_s: f64,
         /// Seats of each window kept free for tenants below their share, while several send requests [default: one
-        /// in 32; of 8 to 31 seats one, for a few services after the newest request of such a tenant]
+        /// in 32; of 4 to 31 seats one, for a few services after the newest request of such a tenant]
         #[arg(long, env = "OUTRANK_SPARE_SEATS", value_name = "N", help_heading = "Gateway")]
         spare_seats: u32,
         /// Certificate chain towards clients, PEM; with --tls-key

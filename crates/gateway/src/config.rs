@@ -15,7 +15,7 @@ use crate::upstream::UpstreamConfig;
 /// to notice the others.
 const SEATS_PER_SPARE_SEAT: u32 = 32;
 /// Fewer than these keep one too, but for a shorter time (`desk/tenants.rs`); fewer still keep none, because it would be too large a part.
-const LEAST_SEATS_WITH_SPARE: u32 = 8;
+const LEAST_SEATS_WITH_SPARE: u32 = 4;
 /// Share of the longest wait for which those who wait may be overtaken by later arrivals: who was let in has the rest of it to be served.
 const OVERTAKING_SHARE: f64 = 0.5;
 
@@ -137,7 +137,7 @@ pub struct GatewayConfig {
     /// Head start that requests of class `batch` concede to later interactive ones, in seconds.
     pub batch_delay_s: f64,
     /// Seats of each upstream in hold mode, at most half, that tenants who have their share leave free for others that are about;
-    /// unless said, one in 32 of its window, and one of 8 to 31.
+    /// unless said, one in 32 of its window, and one of 4 to 31.
     pub spare_seats: Option<u32>,
     /// Same replica for the same conversation.
     pub affinity: Affinity,
