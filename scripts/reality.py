@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench/h200"))
 import workload  # noqa: E402
 
 CONTEXT = 4096  # tokens; `max_model_len` of the plug-in's runs
+PROFILES = Path(__file__).resolve().parent.parent / "crates/sim/profiles"
 
 
 def read_runs(path):
@@ -55,8 +56,9 @@ def with_requests(runs, known):
 
 
 def with_memory(profile, blocks, folder):
-    """A TOML profile with so many KV blocks."""
-    text = re.sub(r"(?m)^kv_blocks = .*", f"kv_blocks = {blocks}", Path(profile).read_text())
+    """A profile, TOML or built in, with so many KV blocks, of which vLLM keeps one as its null block."""
+    path = profile if Path(profile).exists() else PROFILES / f"{profile}.toml"
+    text = re.sub(r"(?m)^kv_blocks = .*", f"kv_blocks = {blocks - 1}", Path(path).read_text())
     limited = Path(folder, "limited.toml")
     limited.write_text(text)
     return limited
@@ -73,7 +75,7 @@ def simulate(args, profile, header, requests):
                 if not args.requests:
                     record["score"] = row["score"] + 1.0
                 out.write(json.dumps(record) + "\n")
-        if header.get("kv_blocks") and "engine" in header:
+        if header.get("kv_blocks"):
             profile = with_memory(profile, header["kv_blocks"], folder)
         command = [args.outrank, "simulate", "--trace", trace, "--arrivals", "trace", "--duration-s", "1e9", "--answers", answers,
                    "--policies", args.of[header["policy"]], "--profile", profile, "--seats", str(header["seats"]), "--json"]

@@ -34,8 +34,10 @@ impl Scheduler {
         self.follow_load();
         self.promote_starving();
         self.make_room();
+        let paused = self.plan.pause.len();
         let mut budget = self.decode();
-        self.prefill_and_admit(now, &mut budget);
+        let memory_ran_out = self.plan.pause.len() > paused;
+        self.prefill_and_admit(now, &mut budget, memory_ran_out);
         self.account_starvation();
         &self.plan
     }
@@ -90,13 +92,14 @@ impl Scheduler {
     /// it while seats and memory last: a long prompt holds up no short one that comes later. Who would get nothing in this
     /// step stays in the queue, where shorter ones that come meanwhile can pass, unless a seat was cleared for it. Smaller
     /// requests may pass a head that memory keeps waiting, but not for longer than `max_bypass_s`. In a step in which seats
-    /// gather ([`Gather`]) nobody takes one.
-    fn prefill_and_admit(&mut self, now: Timestamp, budget: &mut Budget) {
+    /// gather ([`Gather`]) nobody takes one, nor in one in which memory ran out: what the evicted one left is for those who run, and
+    /// whoever took it would be evicted next.
+    fn prefill_and_admit(&mut self, now: Timestamp, budget: &mut Budget, memory_ran_out: bool) {
         let step = self.plan.step;
         let (mut skipped, mut cleared) = (0, self.plan.pause.len());
         let mut under_way = self.prefills_under_way().into_iter().peekable();
         let mut cursor = self.waiting.first();
-        if self.gathers() && cleared == 0 && under_way.peek().is_none() {
+        if memory_ran_out || (self.gathers() && cleared == 0 && under_way.peek().is_none()) {
             cursor = None;
         }
         while let Some(place) = cursor {
