@@ -437,9 +437,7 @@ impl Worker {
             }
         }
     }
-}
 
-impl Worker {
     /// Those who run, as many of them as are learned from of those who ended.
     fn running(&self) -> Vec<Open> {
         let running = (self.census)(self.queue.started);

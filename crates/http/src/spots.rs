@@ -112,15 +112,15 @@ mod tests {
         ScorerLimits { max_queue: 64, max_cpu_share: ScorerLimits::DEFAULT_MAX_CPU_SHARE };
 
     fn scorer(predictor: impl Fn(&str) -> Option<Score> + Send + Sync + 'static) -> Arc<Scorer> {
-        Arc::new(
-            Scorer::start(
-                Some(Box::new(predictor)),
-                LIMITS,
-                ScorerMetrics::default(),
-                Box::new(|_| Vec::new()),
-            )
-            .unwrap(),
-        )
+        counted(predictor, ScorerMetrics::default())
+    }
+
+    fn counted(
+        predictor: impl Fn(&str) -> Option<Score> + Send + Sync + 'static,
+        metrics: ScorerMetrics,
+    ) -> Arc<Scorer> {
+        let nobody = Box::new(|_| Vec::new());
+        Arc::new(Scorer::start(Some(Box::new(predictor)), LIMITS, metrics, nobody).unwrap())
     }
 
     /// Whether the scoring thread calls.
@@ -188,9 +188,7 @@ mod tests {
         let mut registry = Registry::default();
         metrics.register(&mut registry);
         let predictor = |text: &str| if text == "decline" { None } else { who(text) };
-        let scorer = Arc::new(
-            Scorer::start(Some(Box::new(predictor)), LIMITS, metrics, Box::new(|_| Vec::new())).unwrap(),
-        );
+        let scorer = counted(predictor, metrics);
         warm_up(&runtime, &scorer);
         let scores = || {
             let mut text = String::new();
