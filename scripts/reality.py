@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench/h200"))
 import workload  # noqa: E402
 
 CONTEXT = 4096  # tokens; `max_model_len` of the plug-in's runs
+SLICE_CAP = 1000  # tokens; where plugin.py cuts the answers of a slice (LOAD/SECONDS)
 PROFILES = Path(__file__).resolve().parent.parent / "crates/sim/profiles"
 
 
@@ -47,11 +48,11 @@ def read_runs(path):
 
 def with_requests(runs, known):
     """Runs of the plug-in, with what their requests were."""
-    for name, (_, requests) in runs.items():
-        nth = int(name.split("#")[1])
+    for name, (header, requests) in runs.items():
+        nth, cap = int(name.split("#")[1]), SLICE_CAP if "/" in header["arrivals"] else CONTEXT
         for row in requests:
             what = workload.request(known, nth, row["index"])
-            row |= {"prompt": what["prompt"], "prompt_tokens": len(what["ids"]), "output_tokens": what["output"]}
+            row |= {"prompt": what["prompt"], "prompt_tokens": len(what["ids"]), "output_tokens": min(what["output"], cap)}
     return runs
 
 
@@ -97,7 +98,7 @@ def measured(requests):
 
 def fitted(outrank, base, steps, run, folder):
     """A profile fitted to the steps of one run alone."""
-    log, profile = Path(folder, "steps.jsonl"), Path(folder, f"{run}.toml")
+    log, profile = Path(folder, "steps.jsonl"), Path(folder, f"{run.replace('/', '-')}.toml")
     with gzip.open(steps, "rt") as lines, open(log, "w") as out:
         out.writelines(line for line in lines if json.loads(line)["phase"] == run)
     command = [outrank, "trace", "fit-profile", "--log", log, "--base", base, "--name", run, "--out", profile]
