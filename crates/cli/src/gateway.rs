@@ -244,6 +244,7 @@ fn set_limits(config: &mut GatewayConfig, gateway: &GatewaySettings) -> Result<(
     set(&mut config.batch_delay_s, gateway.batch_delay_s);
     set(&mut config.default_delay_s, gateway.default_delay_s);
     config.spare_seats = gateway.spare_seats;
+    set(&mut config.max_scoring_cpu_share, gateway.scoring_share);
     for (target, seconds, name) in [
         (&mut config.max_wait, gateway.max_wait_s, "max_wait_s"),
         (&mut config.request_timeout, gateway.request_timeout_s, "request_timeout_s"),

@@ -255,7 +255,7 @@ impl GatewayConfig {
             return fail("max_body_bytes and max_connections must be at least 1".into());
         }
         if !(self.max_scoring_cpu_share > 0.0 && self.max_scoring_cpu_share <= 1.0) {
-            return fail("max_scoring_cpu_share must be above 0 and at most 1".into());
+            return fail("scoring_share must be above 0 and at most 1".into());
         }
         if self.max_wait.is_zero() {
             return fail("max_wait_s must be above 0".into());

@@ -8,6 +8,7 @@ mod budget;
 mod error;
 mod host_metrics;
 mod identity;
+mod lessons;
 mod listen;
 mod metrics;
 mod records;

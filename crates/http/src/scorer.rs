@@ -1,19 +1,21 @@
 //! Scoring off the token path: one thread, a bounded queue, a deadline for everyone who waits, and a budget of CPU time
-//! ([`crate::budget`]). Who may score by itself meanwhile is told in [`crate::spots`].
+//! ([`crate::budget`]). Who may score by itself meanwhile is told in [`crate::spots`]. What answers teach is heard by a thread beside
+//! it that gives way to all others ([`crate::lessons`]).
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use outrank_core::Score;
 use outrank_ranker::Ranker;
-use outrank_ranker::adapt::{Open, sample};
+use outrank_ranker::adapt::Open;
 use tokio::sync::oneshot;
 
 use crate::budget::{Budget, thread_cpu_time};
+use crate::lessons::Lessons;
 use crate::spots::Spots;
 use crate::{ScorerMetrics, Unscored};
 
@@ -22,7 +24,7 @@ pub trait Predictor: Send + Sync {
     /// Predicts the output length of a prompt, or declines. Several threads may ask at once.
     fn score(&self, text: &str) -> Option<Score>;
 
-    /// An answer has ended. Only the scoring thread tells, and meanwhile others may ask for scores. `running` goes through all requests
+    /// An answer has ended. Only one thread tells, and meanwhile others ask for scores. `running` goes through all requests
     /// that run, and returns as large a share of them as is told of the answers that end.
     fn observe(&self, _answer: &Answer, _running: &dyn Fn() -> Vec<Open>) {}
 
@@ -73,22 +75,19 @@ pub fn ranker_scores(ranker: Ranker) -> Box<dyn Predictor> {
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// Looks in vain after which the thread sleeps until it is woken.
 const MAX_VAIN_LOOKS: u32 = 200;
-/// Answers a second that are learned from; a busy host has more than enough of them.
-const MAX_LESSONS_PER_S: u32 = 50;
-
 /// What scoring may take.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct ScorerLimits {
-    /// Prompts that may wait to be scored, and answers to be learned from.
+    /// Prompts that may wait to be scored, those that somebody waits for and the others, and answers to be learned from.
     pub max_queue: usize,
     /// CPU time that scoring may take, as a share (above 0, at most 1) of that of all cores.
     pub max_cpu_share: f64,
 }
 
 impl ScorerLimits {
-    /// The share that scoring may take unless said otherwise: a flood is served at seven eighths of the rate of a host that scores
-    /// nothing, and yet for each core of the host 750 prompts of 200 words, or 2,400 of 32, are scored a second, where a GPU serves tens.
-    pub const DEFAULT_MAX_CPU_SHARE: f64 = 0.125;
+    /// The share that scoring may take unless said otherwise: a flood is served at fifteen sixteenths of the rate of a host that scores
+    /// nothing, and yet for each core of the host 375 prompts of 200 words, or 1,200 of 32, are scored a second, where a GPU serves tens.
+    pub const DEFAULT_MAX_CPU_SHARE: f64 = 0.0625;
 }
 
 /// Hands prompts to the scoring thread, which ends when this is dropped.
@@ -96,21 +95,20 @@ impl ScorerLimits {
 pub struct Scorer {
     /// `None` without a ranker.
     queue: Option<Arc<Queue>>,
+    lessons: Option<Lessons>,
     limits: ScorerLimits,
     metrics: ScorerMetrics,
 }
 
 /// Work for the scoring thread, and what does it.
 struct Queue {
-    predictor: Box<dyn Predictor>,
+    predictor: Arc<dyn Predictor>,
     /// Where those who ask may score by themselves.
     spots: Spots,
     /// What scoring may still take.
     budget: Budget,
-    /// The moment that the budget counts from, and that requests must have arrived after to be learned from.
+    /// The moment that the budget counts from.
     started: Instant,
-    /// Answers to be learned from, if there is time.
-    told: AtomicU64,
     state: Mutex<QueueState>,
     /// Prompts that wait to be scored.
     pending: AtomicUsize,
@@ -123,23 +121,24 @@ struct Queue {
 
 #[derive(Debug, Default)]
 struct QueueState {
-    /// By urgency: a lesson takes as long as a score, and nobody may have to wait for one.
-    jobs: [VecDeque<Job>; 3],
+    /// By urgency.
+    jobs: [VecDeque<Job>; 2],
     closed: bool,
 }
 
-enum Job {
-    Score { text: Arc<str>, asked: Instant, reply: Reply },
-    Observe(Answer),
+/// A prompt to be scored.
+struct Job {
+    text: Arc<str>,
+    asked: Instant,
+    reply: Reply,
 }
 
 impl Job {
-    /// Where it stands: scores that are waited for go first, then other scores, then lessons.
+    /// Where it stands: scores that are waited for go first.
     fn urgency(&self) -> usize {
-        match self {
-            Self::Score { reply: Reply::Waiting(_), .. } => 0,
-            Self::Score { reply: Reply::Then(_), .. } => 1,
-            Self::Observe(_) => 2,
+        match self.reply {
+            Reply::Waiting(_) => 0,
+            Reply::Then(_) => 1,
         }
     }
 }
@@ -166,32 +165,39 @@ impl fmt::Debug for Queue {
 }
 
 impl Scorer {
-    /// Starts the thread, if there is something to score with. It takes the census when something is learned from it.
+    /// Starts the threads, if there is something to score with. The census is taken when something is learned from it.
     pub fn start(
         predictor: Option<Box<dyn Predictor>>,
         limits: ScorerLimits,
         metrics: ScorerMetrics,
         census: Census,
     ) -> std::io::Result<Self> {
-        let Some(predictor) = predictor else { return Ok(Self { queue: None, limits, metrics }) };
+        let Some(predictor) = predictor else {
+            return Ok(Self { queue: None, lessons: None, limits, metrics });
+        };
+        let predictor: Arc<dyn Predictor> = predictor.into();
         // Where the system does not say how many there are, there is one for sure.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let started = Instant::now();
         let queue = Arc::new(Queue {
-            predictor,
+            predictor: Arc::clone(&predictor),
             spots: Spots::default(),
             budget: Budget::new(limits.max_cpu_share, cores),
-            started: Instant::now(),
-            told: AtomicU64::new(0),
+            started,
             state: Mutex::default(),
             pending: AtomicUsize::new(0),
             dead: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
             wake: Condvar::new(),
         });
-        let worker = Worker { queue: Arc::clone(&queue), lessons: Lessons::default(), census };
+        let worker = Worker { queue: Arc::clone(&queue) };
         let of_thread = metrics.clone();
         std::thread::Builder::new().name("outrank-scorer".into()).spawn(move || worker.run(&of_thread))?;
-        Ok(Self { queue: Some(queue), limits, metrics })
+        let of_lessons = Arc::clone(&queue);
+        let lessons = Lessons::start(predictor, limits.max_queue, started, metrics.clone(), census, move || {
+            of_lessons.die();
+        })?;
+        Ok(Self { queue: Some(queue), lessons: Some(lessons), limits, metrics })
     }
 
     /// Whether the scoring thread lives; there is none without something to score with, and none after a panic.
@@ -263,7 +269,7 @@ impl Scorer {
         let Some(queue) = &self.queue else { return };
         let asked = Instant::now();
         if self.may_ask(queue, asked) {
-            self.push(queue, Job::Score { text, asked, reply: Reply::Then(Box::new(then)) });
+            self.push(queue, Job { text, asked, reply: Reply::Then(Box::new(then)) });
         }
     }
 
@@ -282,7 +288,7 @@ impl Scorer {
     /// Sends a prompt to the scoring thread.
     fn send(&self, queue: &Queue, text: Arc<str>, asked: Instant) -> PendingScore {
         let (reply, answer) = oneshot::channel();
-        let job = Job::Score { text: Arc::clone(&text), asked, reply: Reply::Waiting(reply) };
+        let job = Job { text: Arc::clone(&text), asked, reply: Reply::Waiting(reply) };
         let sent = self.push(queue, job);
         PendingScore { text: Some(text), answer: sent.then_some(answer) }
     }
@@ -299,12 +305,8 @@ impl Scorer {
     /// Tells the predictor how long the answer to a request was that arrived then, unless it has too much to do. Of requests from before
     /// this scorer it hears nothing: those that have ended meanwhile are not to be had, and the longest of them run on.
     pub fn tell(&self, arrival: Instant, answer: Answer) {
-        if let Some(queue) = &self.queue
-            && arrival >= queue.started
-        {
-            queue.told.fetch_add(1, Ordering::Relaxed);
-            // A predictor that falls behind misses a lesson, and nothing else.
-            queue.push(Job::Observe(answer), self.limits.max_queue);
+        if let Some(lessons) = &self.lessons {
+            lessons.tell(arrival, answer);
         }
     }
 }
@@ -366,7 +368,6 @@ impl Queue {
         if self.dead.load(Ordering::Acquire) {
             return false;
         }
-        let scores = matches!(job, Job::Score { .. });
         let urgency = job.urgency();
         let mut state = self.lock();
         if state.jobs[urgency].len() >= max_queue {
@@ -375,9 +376,7 @@ impl Queue {
         state.jobs[urgency].push_back(job);
         let wake = urgency == 0 || self.asleep.load(Ordering::Relaxed);
         drop(state);
-        if scores {
-            self.pending.fetch_add(1, Ordering::Relaxed);
-        }
+        self.pending.fetch_add(1, Ordering::Relaxed);
         if wake {
             self.wake.notify_one();
         }
@@ -416,33 +415,14 @@ impl Queue {
 /// The scoring thread. Dropping it, in a panic too, says that it has ended.
 struct Worker {
     queue: Arc<Queue>,
-    lessons: Lessons,
-    census: Census,
 }
 
 impl Worker {
-    fn run(mut self, metrics: &ScorerMetrics) {
+    fn run(self, metrics: &ScorerMetrics) {
         while let Some(job) = self.queue.take() {
-            match job {
-                Job::Score { text, asked, reply } => {
-                    self.queue.pending.fetch_sub(1, Ordering::Relaxed);
-                    score(&self.queue, metrics, &text, asked, reply);
-                }
-                Job::Observe(answer) => {
-                    if self.lessons.may_learn() {
-                        self.queue.predictor.observe(&answer, &|| self.running());
-                        metrics.count_learned(&self.queue.predictor.learned());
-                    }
-                }
-            }
+            self.queue.pending.fetch_sub(1, Ordering::Relaxed);
+            score(&self.queue, metrics, job);
         }
-    }
-
-    /// Those who run, as many of them as are learned from of those who ended.
-    fn running(&self) -> Vec<Open> {
-        let running = (self.census)(self.queue.started);
-        let share = self.lessons.learned as f64 / self.queue.told.load(Ordering::Relaxed).max(1) as f64;
-        sample(running, share).collect()
     }
 }
 
@@ -452,7 +432,7 @@ impl Drop for Worker {
     }
 }
 
-fn score(queue: &Queue, metrics: &ScorerMetrics, text: &str, asked: Instant, reply: Reply) {
+fn score(queue: &Queue, metrics: &ScorerMetrics, Job { text, asked, reply }: Job) {
     if matches!(&reply, Reply::Waiting(reply) if reply.is_closed()) {
         return;
     }
@@ -461,7 +441,7 @@ fn score(queue: &Queue, metrics: &ScorerMetrics, text: &str, asked: Instant, rep
     if !queue.has_budget(begun, metrics) {
         return;
     }
-    let score = queue.score(text);
+    let score = queue.score(&text);
     queue.spots.took(text.len(), begun.elapsed());
     let Some(score) = score else { return };
     metrics.score_latency.observe(asked.elapsed().as_secs_f64());
@@ -469,34 +449,6 @@ fn score(queue: &Queue, metrics: &ScorerMetrics, text: &str, asked: Instant, rep
         // The request may have left meanwhile.
         Reply::Waiting(reply) => drop(reply.send(score)),
         Reply::Then(then) => then(score),
-    }
-}
-
-/// How many answers have been learned from.
-#[derive(Debug)]
-struct Lessons {
-    learned: u64,
-    second: Instant,
-    in_second: u32,
-}
-
-impl Default for Lessons {
-    fn default() -> Self {
-        Self { learned: 0, second: Instant::now(), in_second: 0 }
-    }
-}
-
-impl Lessons {
-    fn may_learn(&mut self) -> bool {
-        if self.second.elapsed() >= Duration::from_secs(1) {
-            (self.second, self.in_second) = (Instant::now(), 0);
-        }
-        let may = self.in_second < MAX_LESSONS_PER_S;
-        if may {
-            self.in_second += 1;
-            self.learned += 1;
-        }
-        may
     }
 }
 
@@ -534,7 +486,7 @@ impl PendingScore {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::sync::mpsc::channel;
 
     use super::*;
 
@@ -576,47 +528,73 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_for_a_score_waits_for_no_lesson_and_no_score_that_nobody_waits_for() {
-        let (begun, first_began) = channel();
-        let (go, held) = channel::<()>();
-        let order = Arc::new(Mutex::new(Vec::new()));
-        struct Slow {
-            begun: Sender<()>,
-            held: Mutex<Receiver<()>>,
-            order: Arc<Mutex<Vec<String>>>,
-        }
-        impl Predictor for Slow {
-            fn score(&self, text: &str) -> Option<Score> {
-                self.order.lock().unwrap().push(text.to_owned());
-                if text == "first" {
-                    self.begun.send(()).unwrap();
-                    self.held.lock().unwrap().recv().unwrap();
-                }
-                Score::new(7.0, 0.5).ok()
+    async fn who_waits_for_a_score_waits_for_none_that_nobody_waits_for() {
+        let ((begun, first_began), (go, held)) = (channel(), channel::<()>());
+        let (held, order) = (Mutex::new(held), Arc::new(Mutex::new(Vec::new())));
+        let scored = Arc::clone(&order);
+        let scorer = scorer(move |text| {
+            scored.lock().unwrap().push(text.to_owned());
+            if text == "first" {
+                begun.send(()).unwrap();
+                held.lock().unwrap().recv().unwrap();
             }
-
-            fn observe(&self, answer: &Answer, _: &dyn Fn() -> Vec<Open>) {
-                self.order.lock().unwrap().push(answer.text.to_string());
-            }
-        }
-        let slow = Slow { begun, held: held.into(), order: Arc::clone(&order) };
-        let scorer = Scorer::start(Some(Box::new(slow)), LIMITS, ScorerMetrics::default(), nobody()).unwrap();
+            Score::new(7.0, 0.5).ok()
+        });
         scorer.ask_then("first".into(), |_| {});
         first_began.recv().unwrap();
-        scorer.tell(Instant::now(), Answer { text: "lesson".into(), tokens: 3, censored: false });
         let (send, told) = channel();
         scorer.ask_then("beside".into(), move |_| send.send(()).unwrap());
         let mut waited = scorer.ask(|| Some("waited for".into()));
         go.send(()).unwrap();
         assert!(waited.by(Instant::now() + Duration::from_secs(5)).await.is_some());
         told.recv().unwrap();
-        drop(scorer);
+        assert_eq!(*order.lock().unwrap(), ["first", "waited for", "beside"]);
+    }
+
+    /// Scores, and does to each answer what it is told to.
+    struct Hears<F>(F);
+
+    impl<F: Fn() + Send + Sync> Predictor for Hears<F> {
+        fn score(&self, _: &str) -> Option<Score> {
+            Score::new(7.0, 0.5).ok()
+        }
+
+        fn observe(&self, _: &Answer, _: &dyn Fn() -> Vec<Open>) {
+            self.0();
+        }
+    }
+
+    fn answer() -> Answer {
+        Answer { text: "lesson".into(), tokens: 3, censored: false }
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_score_waits_for_no_lesson() {
+        let ((begun, lesson_began), (go, held)) = (channel(), channel::<()>());
+        let held = Mutex::new(held);
+        let hears = Hears(move || {
+            begun.send(()).unwrap();
+            let _ = held.lock().unwrap().recv();
+        });
+        let scorer = Scorer::start(Some(Box::new(hears)), LIMITS, ScorerMetrics::default(), nobody()).unwrap();
+        scorer.tell(Instant::now(), answer());
+        lesson_began.recv().unwrap();
+        let mut waited = scorer.ask(|| Some("waited for".into()));
+        assert!(waited.by(Instant::now() + Duration::from_secs(5)).await.is_some());
+        drop(go);
+    }
+
+    #[test]
+    fn a_panic_over_a_lesson_ends_scoring_too() {
+        let hears = Hears(|| panic!("broken"));
+        let scorer = Scorer::start(Some(Box::new(hears)), LIMITS, ScorerMetrics::default(), nobody()).unwrap();
+        assert!(scorer.is_alive());
+        scorer.tell(Instant::now(), answer());
         let deadline = Instant::now() + Duration::from_secs(5);
-        while order.lock().unwrap().len() < 4 {
+        while scorer.is_alive() {
             assert!(Instant::now() < deadline);
             std::thread::yield_now();
         }
-        assert_eq!(*order.lock().unwrap(), ["first", "waited for", "beside", "lesson"]);
     }
 
     /// A scorer whose budget ends with its first score, and how often it has counted a reason.
@@ -729,57 +707,5 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(told.recv().is_err());
-    }
-
-    #[test]
-    fn of_those_who_run_it_hears_the_same_share_as_of_those_who_ended_and_of_none_from_before_it() {
-        struct Listener {
-            begun: Sender<()>,
-            held: Mutex<Receiver<()>>,
-            running: Sender<usize>,
-        }
-        impl Predictor for Listener {
-            fn score(&self, _: &str) -> Option<Score> {
-                self.begun.send(()).unwrap();
-                self.held.lock().unwrap().recv().unwrap();
-                None
-            }
-
-            fn observe(&self, _: &Answer, running: &dyn Fn() -> Vec<Open>) {
-                self.running.send(running().len()).unwrap();
-            }
-        }
-        let ((begun, first_began), (go, held), (running, told)) = (channel(), channel(), channel());
-        let predictor = Box::new(Listener { begun, held: held.into(), running });
-        let before = Instant::now();
-        let census = move |since| {
-            assert!(since >= before);
-            vec![Open { text: "x".into(), tokens: 7, limit_tokens: 9 }; 1000]
-        };
-        let limits = ScorerLimits { max_queue: 400, ..LIMITS };
-        let metrics = ScorerMetrics::default();
-        let scorer = Scorer::start(Some(predictor), limits, metrics, Box::new(census)).unwrap();
-        scorer.ask_then("first".into(), |_| {});
-        first_began.recv().unwrap();
-        for _ in 0..200 {
-            let answer = Answer { text: "x".into(), tokens: 7, censored: false };
-            scorer.tell(before, answer.clone());
-            scorer.tell(Instant::now(), answer);
-        }
-        go.send(()).unwrap();
-        drop(scorer);
-        let heard: Vec<_> = told.iter().collect();
-        assert!((MAX_LESSONS_PER_S as usize..200).contains(&heard.len()), "{}", heard.len());
-        assert!(heard.iter().copied().eq((1..=heard.len()).map(|learned| 1000 * learned / 200)), "{heard:?}");
-    }
-
-    #[test]
-    fn of_a_flood_of_answers_a_sample_is_learned_from() {
-        let mut lessons = Lessons::default();
-        let learned = (0..10_000).filter(|_| lessons.may_learn()).count();
-        assert!(
-            (MAX_LESSONS_PER_S as usize..=3 * MAX_LESSONS_PER_S as usize).contains(&learned),
-            "{learned}"
-        );
     }
 }

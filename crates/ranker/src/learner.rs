@@ -58,7 +58,7 @@ impl Learner {
 }
 
 /// Lets the thread that calls, and those that it starts, give way to all others.
-fn give_way() {
+pub fn give_way() {
     static REFUSED: Once = Once::new();
     // On Linux a thread has a niceness of its own. Where the system refuses, learning competes as any thread does.
     if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS) {
