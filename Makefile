@@ -104,7 +104,7 @@ GATEWAY := bench/gateway
 bench-gateway: build ## overhead of the gateway beside vllm-router and sglang-router, into results/gateway (ten minutes)
 	@bash $(GATEWAY)/overhead.sh --outrank $(OUTRANK) $(if $(ROUNDS),--rounds $(ROUNDS))
 
-bench-relief: build ## llama.cpp's server as it is, and behind the gateway, into results/gateway (its build: ten minutes)
+bench-relief: build ## llama.cpp's server as it is, and behind the gateway, into results/gateway (half an hour; its build: ten minutes)
 	@bash $(GATEWAY)/relief.sh --outrank $(OUTRANK) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 gateway-bench: build

@@ -102,7 +102,7 @@ def table(facts, runs):
             f"{facts['load'][2]:.1f}: {facts['shared']}. {facts['llama_server']}; {facts['outrank']['version']} at {facts['outrank']['commit']}; harness "
             f"{facts['harness']}.\n",
             f"`llama-server --parallel {facts['seats']} --ctx-size {facts['context']} --threads {facts['threads']}`, SmolLM2-135M Q4_1; `outrank serve "
-            f"--upstream URL --mode hold {facts['flags']}`; recorded lengths, cut at {facts['cap']} tokens; held-out prompts.\n"]
+            f"--upstream URL --mode hold {facts['flags']}`; recorded lengths, of {facts['cap']} tokens at most; held-out prompts.\n"]
     for case in dict.fromkeys(run["case"] for run in runs):
         mine = [run for run in runs if run["case"] == case]
         plain = {run["round"]: run for run in mine if run["way"] == "plain"}
@@ -157,11 +157,11 @@ def main():
     parser.add_argument("--seats", type=int, default=4, help="of llama-server, whose own default is 4")
     parser.add_argument("--context", type=int, default=1536, help="tokens a seat")
     parser.add_argument("--threads", type=int, default=1, help="of llama-server; two wait for each other on a busy machine, and are then far slower")
-    parser.add_argument("--cap", type=int, default=256, help="longest answer in tokens")
-    parser.add_argument("--bursts", default="40")
-    parser.add_argument("--rates", default="1.6")
+    parser.add_argument("--cap", type=int, default=384, help="longest answer in tokens; the longest of our own trace has 384, so that none is cut")
+    parser.add_argument("--bursts", default="80")
+    parser.add_argument("--rates", default="", help="Poisson arrivals too, at these rates a second")
     parser.add_argument("--duration-s", type=float, default=40.0)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--resume", action="store_true", help="keep the rounds that --out has, made with the same settings, and do those that are missing")
     parser.add_argument("--ways", default="plain,outrank", help="plain, and outrank with flags: plain,outrank,outrank --window 5")
     parser.add_argument("--shared", default="the machine was shared with other builds")

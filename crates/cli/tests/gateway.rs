@@ -243,6 +243,7 @@ fn settings_that_make_no_sense_are_wrong_usage_and_named() {
         (&[&upstream[..], &["--journal-mib", "3"]].concat(), "--journal"),
         (&[&upstream[..], &["--journal-features=false"]].concat(), "--journal"),
         (&[&upstream[..], &["--stall-timeout-s", "0"]].concat(), "stall_timeout_s"),
+        (&[&upstream[..], &["--scoring-share", "0"]].concat(), "scoring_share"),
         (&[&upstream[..], &["--model-name", "x"]].concat(), "--model-name"),
     ] {
         for command in ["serve", "check"] {
