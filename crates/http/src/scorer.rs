@@ -194,9 +194,10 @@ impl Scorer {
         let of_thread = metrics.clone();
         std::thread::Builder::new().name("outrank-scorer".into()).spawn(move || worker.run(&of_thread))?;
         let of_lessons = Arc::clone(&queue);
-        let lessons = Lessons::start(predictor, limits.max_queue, started, metrics.clone(), census, move || {
-            of_lessons.die();
-        })?;
+        let lessons =
+            Lessons::start(predictor, limits.max_queue, started, metrics.clone(), census, move || {
+                of_lessons.die();
+            })?;
         Ok(Self { queue: Some(queue), lessons: Some(lessons), limits, metrics })
     }
 
@@ -576,7 +577,8 @@ mod tests {
             begun.send(()).unwrap();
             let _ = held.lock().unwrap().recv();
         });
-        let scorer = Scorer::start(Some(Box::new(hears)), LIMITS, ScorerMetrics::default(), nobody()).unwrap();
+        let scorer =
+            Scorer::start(Some(Box::new(hears)), LIMITS, ScorerMetrics::default(), nobody()).unwrap();
         scorer.tell(Instant::now(), answer());
         lesson_began.recv().unwrap();
         let mut waited = scorer.ask(|| Some("waited for".into()));
@@ -587,7 +589,8 @@ mod tests {
     #[test]
     fn a_panic_over_a_lesson_ends_scoring_too() {
         let hears = Hears(|| panic!("broken"));
-        let scorer = Scorer::start(Some(Box::new(hears)), LIMITS, ScorerMetrics::default(), nobody()).unwrap();
+        let scorer =
+            Scorer::start(Some(Box::new(hears)), LIMITS, ScorerMetrics::default(), nobody()).unwrap();
         assert!(scorer.is_alive());
         scorer.tell(Instant::now(), answer());
         let deadline = Instant::now() + Duration::from_secs(5);
