@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench/h200"))
 import workload  # noqa: E402
 
 CONTEXT = 4096  # tokens; `max_model_len` of the plug-in's runs
-SLICE_CAP = 1000  # tokens; where plugin.py cuts the answers of a slice (LOAD/SECONDS)
 PROFILES = Path(__file__).resolve().parent.parent / "crates/sim/profiles"
 
 
@@ -49,7 +48,7 @@ def read_runs(path):
 def with_requests(runs, known):
     """Runs of the plug-in, with what their requests were."""
     for name, (header, requests) in runs.items():
-        nth, cap = int(name.split("#")[1]), SLICE_CAP if "/" in header["arrivals"] else CONTEXT
+        nth, cap = int(name.split("#")[1]), workload.SLICE_CAP if "/" in header["arrivals"] else CONTEXT
         for row in requests:
             what = workload.request(known, nth, row["index"])
             row |= {"prompt": what["prompt"], "prompt_tokens": len(what["ids"]), "output_tokens": min(what["output"], cap)}

@@ -23,7 +23,7 @@ import time
 from collections import Counter
 
 import numpy as np
-from workload import SEED, load, request
+from workload import SEED, SLICE_CAP, load, request
 
 SAID = ("duration_s", "tokens_per_s", "s_per_token_mean", "s_per_token_p90", "ttft_s_mean", "ttft_s_p99", "e2e_s_mean", "e2e_s_p99")
 
@@ -187,7 +187,7 @@ if __name__ == "__main__":
     parser.add_argument("--began", type=float, default=0.0, help="monotonic time from which --seconds count [default: now]")
     parser.add_argument("--need-s", type=float, default=70, help="what a burst takes")
     parser.add_argument("--poisson-s", type=float, default=60)
-    parser.add_argument("--slice-cap", type=int, default=1000)
+    parser.add_argument("--slice-cap", type=int, default=SLICE_CAP)
     parser.add_argument("--burst", type=int, default=2000)
     parser.add_argument("--warm", type=int, default=200)
     parser.add_argument("--seats", type=int, default=256)

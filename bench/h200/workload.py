@@ -9,6 +9,7 @@ import random
 
 SEED = 20261125
 SHIFT = 700  # requests by which a run's first is behind that of the run before
+SLICE_CAP = 1000  # tokens where the answers of a short slice are cut
 
 
 def load(path, context):

@@ -37,10 +37,10 @@ impl Lessons {
     ) -> std::io::Result<Self> {
         let (send, answers) = sync_channel(max_queue);
         let told = Arc::new(AtomicU64::new(0));
-        let pupil = Pupil { predictor, since, told: Arc::clone(&told), learned: 0, census, broken };
+        let listener = Listener { predictor, since, told: Arc::clone(&told), learned: 0, census, broken };
         std::thread::Builder::new()
             .name("outrank-lessons".into())
-            .spawn(move || pupil.listen(&answers, &metrics))?;
+            .spawn(move || listener.listen(&answers, &metrics))?;
         Ok(Self { answers: send, since, told, pace: Mutex::default() })
     }
 
@@ -59,7 +59,7 @@ impl Lessons {
 }
 
 /// What the thread has.
-struct Pupil<F: Fn()> {
+struct Listener<F: Fn()> {
     predictor: Arc<dyn Predictor>,
     since: Instant,
     told: Arc<AtomicU64>,
@@ -69,7 +69,7 @@ struct Pupil<F: Fn()> {
     broken: F,
 }
 
-impl<F: Fn()> Pupil<F> {
+impl<F: Fn()> Listener<F> {
     fn listen(mut self, answers: &Receiver<Answer>, metrics: &ScorerMetrics) {
         give_way();
         while let Ok(answer) = answers.recv() {
@@ -87,7 +87,7 @@ impl<F: Fn()> Pupil<F> {
     }
 }
 
-impl<F: Fn()> Drop for Pupil<F> {
+impl<F: Fn()> Drop for Listener<F> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             (self.broken)();

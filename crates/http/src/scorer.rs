@@ -552,7 +552,7 @@ mod tests {
         assert_eq!(*order.lock().unwrap(), ["first", "waited for", "beside"]);
     }
 
-    /// Scores, and does to each answer what it is told to.
+    /// Scores, and does at each answer what it is told to.
     struct Hears<F>(F);
 
     impl<F: Fn() + Send + Sync> Predictor for Hears<F> {
@@ -565,21 +565,32 @@ mod tests {
         }
     }
 
-    fn answer() -> Answer {
-        Answer { text: "lesson".into(), tokens: 3, censored: false }
+    /// A scorer that has been told of an answer.
+    fn taught(hears: impl Fn() + Send + Sync + 'static) -> Scorer {
+        let predictor = Box::new(Hears(hears));
+        let scorer = Scorer::start(Some(predictor), LIMITS, ScorerMetrics::default(), nobody()).unwrap();
+        assert!(scorer.is_alive());
+        scorer.tell(Instant::now(), Answer { text: "lesson".into(), tokens: 3, censored: false });
+        scorer
+    }
+
+    /// Waits until it scores no more.
+    fn until_dead(scorer: &Scorer) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while scorer.is_alive() {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
     }
 
     #[tokio::test]
     async fn who_waits_for_a_score_waits_for_no_lesson() {
         let ((begun, lesson_began), (go, held)) = (channel(), channel::<()>());
         let held = Mutex::new(held);
-        let hears = Hears(move || {
+        let scorer = taught(move || {
             begun.send(()).unwrap();
             let _ = held.lock().unwrap().recv();
         });
-        let scorer =
-            Scorer::start(Some(Box::new(hears)), LIMITS, ScorerMetrics::default(), nobody()).unwrap();
-        scorer.tell(Instant::now(), answer());
         lesson_began.recv().unwrap();
         let mut waited = scorer.ask(|| Some("waited for".into()));
         assert!(waited.by(Instant::now() + Duration::from_secs(5)).await.is_some());
@@ -588,16 +599,7 @@ mod tests {
 
     #[test]
     fn a_panic_over_a_lesson_ends_scoring_too() {
-        let hears = Hears(|| panic!("broken"));
-        let scorer =
-            Scorer::start(Some(Box::new(hears)), LIMITS, ScorerMetrics::default(), nobody()).unwrap();
-        assert!(scorer.is_alive());
-        scorer.tell(Instant::now(), answer());
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while scorer.is_alive() {
-            assert!(Instant::now() < deadline);
-            std::thread::yield_now();
-        }
+        until_dead(&taught(|| panic!("broken")));
     }
 
     /// A scorer whose budget ends with its first score, and how often it has counted a reason.
@@ -679,10 +681,7 @@ mod tests {
         let scorer = scorer(|_| panic!("broken"));
         let deadline = Instant::now() + Duration::from_secs(5);
         assert_eq!(scorer.ask(|| Some("x".into())).by(deadline).await, None);
-        while scorer.is_alive() {
-            assert!(Instant::now() < deadline);
-            std::thread::yield_now();
-        }
+        until_dead(&scorer);
         let mut late = scorer.ask(|| Some("x".into()));
         assert_eq!(late.by(deadline).await, None);
         assert!(Instant::now() < deadline);
