@@ -14,7 +14,8 @@
 
 use sha2::{Digest, Sha256};
 
-use super::matrix::{HalfLinear, LANES, Linear};
+use super::linear::Linear;
+use super::matrix::LANES;
 use crate::file::{halves, take, take_u32};
 
 const MAGIC: &[u8; 8] = b"OUTRANKE";
@@ -65,8 +66,9 @@ pub(super) struct Weights {
     pub(super) norm: Norm,
     /// How much each place counts in the pooled sums, one a head.
     pub(super) attention: Linear,
-    pub(super) hidden: HalfLinear,
-    pub(super) outputs: Linear,
+    pub(super) hidden: Linear,
+    pub(super) output: Vec<f32>,
+    pub(super) output_bias: f32,
 }
 
 /// Fingerprints and weights of a file.
@@ -91,6 +93,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Vec<u32>, Weights), &'static str> {
     }
     if ![width, inner, hidden, 2 * half].iter().all(|size| size.is_multiple_of(LANES))
         || heads > LANES
+        || outputs != 1
         || pieces > usize::from(u16::MAX)
     {
         return Err("sizes that this program cannot run");
@@ -114,8 +117,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Vec<u32>, Weights), &'static str> {
             .collect::<Result<_, _>>()?,
         norm: of.norm(width)?,
         attention: of.linear(width, heads)?,
-        hidden: of.half_linear((2 + heads) * width + 1, hidden)?,
-        outputs: of.linear(hidden, outputs)?,
+        hidden: of.linear((2 + heads) * width + 1, hidden)?,
+        output: of.halves(hidden)?,
+        output_bias: of.halves(1)?[0],
     };
     if of.0.is_empty() && rest.0.is_empty() { Ok((prints, weights)) } else { Err("bytes too many") }
 }
@@ -138,13 +142,6 @@ impl<'a> Rest<'a> {
     fn linear(&mut self, inputs: usize, outputs: usize) -> Result<Linear, &'static str> {
         let weights = self.halves(inputs * outputs)?;
         Ok(Linear::new(&weights, &self.halves(outputs)?))
-    }
-
-    fn half_linear(&mut self, inputs: usize, outputs: usize) -> Result<HalfLinear, &'static str> {
-        let bits = self.take(2 * inputs * outputs)?;
-        let weights: Vec<u16> =
-            bits.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
-        Ok(HalfLinear::new(&weights, &self.halves(outputs)?))
     }
 
     fn layer(&mut self, width: usize, inner: usize, convolution: bool) -> Result<Layer, &'static str> {

@@ -9,6 +9,7 @@
 //! that had not seen it; never a held-out prompt.
 
 mod file;
+mod linear;
 mod matrix;
 mod network;
 mod pieces;
@@ -47,9 +48,6 @@ impl Encoder {
 
     fn from_bytes(bytes: &[u8]) -> Result<Self, &'static str> {
         let (prints, weights) = file::read(bytes)?;
-        if weights.outputs.outputs() != 1 {
-            return Err("more than one output");
-        }
         Ok(Self { vocabulary: Vocabulary::new(&prints), weights })
     }
 

@@ -4,7 +4,8 @@
 //! block has too many hold numbers that nothing reads.
 
 use super::file::{Layer, Mixing, Norm, TAPS, Weights};
-use super::matrix::{LANES, Linear, Tile, ZEROS, fold, product, transpose, vector};
+use super::linear::{Linear, Whole};
+use super::matrix::{LANES, Tile, ZEROS, fold, product, transpose, vector};
 
 use wide::{f32x16, i32x16};
 
@@ -20,6 +21,7 @@ const EPSILON: f32 = 1e-5;
 pub(super) struct Scratch {
     x: Vec<f32x16>,
     normed: Vec<f32x16>,
+    whole: Whole,
     inner: Vec<f32x16>,
     parts: Vec<f32x16>,
     mixed: Vec<f32x16>,
@@ -114,18 +116,19 @@ fn convolve(norm_of: &Norm, taps: &[[f32; TAPS]], places: usize, scratch: &mut S
 
 /// What each place takes of all others, by scaled dot-product attention.
 fn attend(norm_of: &Norm, queries_keys_values: &Linear, out: &Linear, places: usize, scratch: &mut Scratch) {
-    let Scratch { x, normed, parts, mixed, scores, .. } = scratch;
+    let Scratch { x, normed, whole, parts, mixed, scores, .. } = scratch;
     let width = norm_of.scale.len();
     let (heads, blocks) = (width / HEAD, x.len() / width);
     // Queries and keys have a row an index and a lane a place, values the other way round.
     parts.resize(parts.len().max(3 * x.len()), f32x16::ZERO);
     for (block, x) in x.chunks_exact(width).enumerate() {
         norm(norm_of, x, normed);
+        whole.take(normed);
         let here = places - block * LANES;
         let mut keep =
             |part, tile: &Tile| parts[(part * blocks + block) * HEAD..][..HEAD].copy_from_slice(tile);
-        queries_keys_values.columns_of(0..2 * heads, normed, here, &mut keep);
-        queries_keys_values.rows_of(2 * heads..3 * heads, normed, here, &mut keep);
+        queries_keys_values.columns_of(0..2 * heads, whole, here, &mut keep);
+        queries_keys_values.rows_of(2 * heads..3 * heads, whole, here, &mut keep);
     }
     let part = |which: usize, head: usize| &parts[(which * heads + head) * blocks * HEAD..][..blocks * HEAD];
     for (block, x) in x.chunks_exact_mut(width).enumerate() {
@@ -140,24 +143,27 @@ fn attend(norm_of: &Norm, queries_keys_values: &Linear, out: &Linear, places: us
             let share = f32x16::ONE / softmax(scores);
             mixed.extend(product(part(2, head), scores).map(|value| value * share));
         }
-        out.run(mixed, places - block * LANES, x, |x, value| x + value);
+        whole.take(mixed);
+        out.run(whole, places - block * LANES, x, |x, value| x + value);
     }
 }
 
 fn feed_forward(layer: &Layer, places: usize, scratch: &mut Scratch) {
-    let Scratch { x, normed, inner, .. } = scratch;
+    let Scratch { x, normed, whole, inner, .. } = scratch;
     inner.resize(layer.up.outputs(), f32x16::ZERO);
     for (block, x) in x.chunks_exact_mut(layer.inner_norm.scale.len()).enumerate() {
         norm(&layer.inner_norm, x, normed);
         let here = places - block * LANES;
-        layer.up.run(normed, here, inner, |_, value| value.fast_max(f32x16::ZERO));
-        layer.down.run(inner, here, x, |x, value| x + value);
+        whole.take(normed);
+        layer.up.run(whole, here, inner, |_, value| value.fast_max(f32x16::ZERO));
+        whole.take(inner);
+        layer.down.run(whole, here, x, |x, value| x + value);
     }
 }
 
 /// Mean, largest and attended sums of all places, and how many there are; then two layers.
 fn pool(weights: &Weights, places: usize, scratch: &mut Scratch) -> f32 {
-    let Scratch { x, normed, parts, scores, pooled, outputs, .. } = scratch;
+    let Scratch { x, normed, whole, parts, scores, pooled, outputs, .. } = scratch;
     let (width, heads) = (weights.width, weights.attention.outputs());
     let blocks = x.len() / width;
     // From here on a row a place: of the scores, and of each part of LANES of the width.
@@ -165,7 +171,8 @@ fn pool(weights: &Weights, places: usize, scratch: &mut Scratch) -> f32 {
     parts.resize(parts.len().max(x.len()), f32x16::ZERO);
     for (block, x) in x.chunks_exact(width).enumerate() {
         norm(&weights.norm, x, normed);
-        scores.extend(weights.attention.rows(0, normed));
+        whole.take(normed);
+        scores.extend(weights.attention.rows(0, whole));
         for (part, rows) in normed.chunks_exact(LANES).enumerate() {
             let mut tile = ZEROS;
             tile.copy_from_slice(rows);
@@ -187,11 +194,9 @@ fn pool(weights: &Weights, places: usize, scratch: &mut Scratch) -> f32 {
         }
     }
     pooled[(2 + heads) * width] = libm::log1pf(places as f32);
-    weights.hidden.run(pooled, outputs);
-    pooled.clear();
-    pooled.extend(outputs.iter().flat_map(|values| values.fast_max(f32x16::ZERO).to_array()));
-    weights.outputs.one(pooled, outputs);
-    outputs.first().map_or(0.0, |values| values.as_array()[0])
+    weights.hidden.one(pooled, outputs);
+    let inner = outputs.iter().flat_map(|values| values.fast_max(f32x16::ZERO).to_array());
+    inner.zip(&weights.output).fold(weights.output_bias, |sum, (value, weight)| sum + value * weight)
 }
 
 /// Exponentials of scores over the largest of them, lane by lane, in place; returns their sums.
