@@ -6,20 +6,15 @@
 //! weights, as fine as the sums allow: nothing overflows whatever the inputs are, and an output is off by about a ten thousandth of its
 //! inputs' size.
 
-use std::ops::Range;
-
 use bytemuck::cast;
 use wide::{f32x16, i16x32, i32x16};
 
-use super::matrix::{LANES, SUMS, Tile, ZEROS, fold, transpose};
-
-/// Blocks of outputs that a few places go through at a time: no addition waits for the one before.
-const BLOCKS_OF_FEW: usize = 4;
+use super::matrix::{LANES, SUMS, ZEROS, fold, transpose};
 
 /// Places up to which they go through a layer one by one: with more, lanes that hold no place cost less than to turn the outputs round.
 const FEW: usize = 12;
 
-/// Blocks of outputs that a single place goes through at a time, as above.
+/// Blocks of outputs that a single place goes through at a time: no addition waits for the one before.
 const BLOCKS_OF_ONE: usize = 8;
 
 /// The largest integer of an input, and of a weight.
@@ -34,8 +29,6 @@ type Pairs = i32x16;
 fn pair(first: i32, second: i32) -> i32 {
     (second << 16) | (first & 0xffff)
 }
-
-type Sums = [i32x16; LANES];
 
 /// A block of places in whole numbers: a row two inputs, a lane a place.
 #[derive(Debug, Default)]
@@ -67,41 +60,42 @@ fn add_products(a: Pairs, b: Pairs, sums: i32x16) -> i32x16 {
     sums + cast::<Pairs, i16x32>(a).dot(cast(b))
 }
 
-/// Integer sums of `aᵀ b`: a row of either is two terms of them. A function of its own, so that the registers hold nothing but these
-/// sums.
+/// Sums of the products of `P` lanes of `a`, from `first` on, with those of `b`: a row of either is two terms of them. A function of its
+/// own, so that the registers hold nothing but these sums.
 #[inline(never)]
-fn sum_products(a: &[Pairs], b: &[Pairs], out: &mut Sums) {
-    for (part, out) in out.chunks_exact_mut(SUMS).enumerate() {
-        let mut sums = [i32x16::ZERO; SUMS];
-        for (a, b) in a.iter().zip(b) {
-            let a = &a.as_array()[part * SUMS..(part + 1) * SUMS];
-            for index in 0..SUMS {
-                sums[index] = add_products(i32x16::splat(a[index]), *b, sums[index]);
-            }
-        }
-        out.copy_from_slice(&sums);
-    }
-}
-
-/// Sums of `P` places of `x`, from `first` on, with blocks of weights.
-#[inline(never)]
-fn sum_few<const P: usize>(
-    x: &[Pairs],
-    first: usize,
-    weights: [&[Pairs]; BLOCKS_OF_FEW],
-) -> [[i32x16; BLOCKS_OF_FEW]; P] {
-    let weights = weights.map(|block| &block[..x.len()]);
-    let mut sums = [[i32x16::ZERO; BLOCKS_OF_FEW]; P];
-    for (input, x) in x.iter().enumerate() {
-        let x = &x.as_array()[first..first + P];
-        for block in 0..BLOCKS_OF_FEW {
-            let weights = weights[block][input];
-            for place in 0..P {
-                sums[place][block] = add_products(i32x16::splat(x[place]), weights, sums[place][block]);
-            }
+fn sum_products<const P: usize>(a: &[Pairs], first: usize, b: &[Pairs]) -> [i32x16; P] {
+    let mut sums = [i32x16::ZERO; P];
+    for (a, &b) in a.iter().zip(b) {
+        let a = &a.as_array()[first..first + P];
+        for index in 0..P {
+            sums[index] = add_products(i32x16::splat(a[index]), b, sums[index]);
         }
     }
     sums
+}
+
+/// Tells the sums of the products of the first lanes of `a`, and maybe of some lanes more, with those of `b`: from which lane on, and
+/// some at a time.
+#[inline(always)]
+fn sums_of(a: &[Pairs], lanes: usize, b: &[Pairs], mut tell: impl FnMut(usize, &[i32x16])) {
+    let mut first = 0;
+    while first < lanes {
+        // As many at a time as there are registers for.
+        match lanes - first {
+            13.. if SUMS >= 16 => {
+                tell(first, &sum_products::<16>(a, first, b));
+                first += 16;
+            }
+            5.. if SUMS >= 8 => {
+                tell(first, &sum_products::<8>(a, first, b));
+                first += 8;
+            }
+            _ => {
+                tell(first, &sum_products::<4>(a, first, b));
+                first += 4;
+            }
+        }
+    }
 }
 
 /// `x W + b`, with the outputs in blocks of [`LANES`].
@@ -167,100 +161,47 @@ impl Linear {
         &self.weights[block * self.inputs..(block + 1) * self.inputs]
     }
 
-    /// The outputs of a block of [`LANES`] places, an output a row.
+    /// Changes the rows of `out` by the outputs of a block for the first places of `x`, all if there are more: an output a row.
     #[inline(always)]
-    fn columns(&self, block: usize, x: &Whole) -> Tile {
-        let mut sums = [i32x16::ZERO; LANES];
-        sum_products(self.block(block), &x.pairs, &mut sums);
+    pub(super) fn columns(
+        &self,
+        block: usize,
+        x: &Whole,
+        places: usize,
+        out: &mut [f32x16],
+        change: impl Fn(f32x16, f32x16) -> f32x16,
+    ) {
+        if places <= FEW {
+            let mut tile = ZEROS;
+            self.rows(block, x, places, &mut tile);
+            return out
+                .iter_mut()
+                .zip(transpose(&tile))
+                .for_each(|(out, values)| *out = change(*out, values));
+        }
         let (units, bias) = (self.units[block].as_array(), self.bias[block].as_array());
-        std::array::from_fn(|output| {
-            let sum = f32x16::from_i32x16(sums[output]) * x.unit;
-            sum.mul_add(f32x16::splat(units[output]), f32x16::splat(bias[output]))
-        })
+        sums_of(self.block(block), LANES, &x.pairs, |first, sums| {
+            let of = units[first..].iter().zip(&bias[first..]);
+            for ((out, &sum), (&unit, &bias)) in out[first..].iter_mut().zip(sums).zip(of) {
+                let sum = f32x16::from_i32x16(sum) * x.unit;
+                *out = change(*out, sum.mul_add(f32x16::splat(unit), f32x16::splat(bias)));
+            }
+        });
     }
 
-    /// The same, a place a row.
+    /// Writes the same to `out`, a place a row.
     #[inline(always)]
-    pub(super) fn rows(&self, block: usize, x: &Whole) -> Tile {
-        let mut sums = [i32x16::ZERO; LANES];
-        sum_products(&x.pairs, self.block(block), &mut sums);
+    pub(super) fn rows(&self, block: usize, x: &Whole, places: usize, out: &mut [f32x16]) {
         let (units, bias) = (self.units[block], self.bias[block]);
-        std::array::from_fn(|place| {
-            let sum = f32x16::from_i32x16(sums[place]) * f32x16::splat(x.unit.as_array()[place]);
-            sum.mul_add(units, bias)
-        })
-    }
-
-    /// Tiles of `BLOCKS_OF_FEW` blocks from `first` on, a place a row; rows from `places` on are of no use.
-    fn few(&self, first: usize, x: &Whole, places: usize) -> [Tile; BLOCKS_OF_FEW] {
-        // Of blocks that are not there, the last is taken, and nobody asks for it.
-        let blocks: [usize; BLOCKS_OF_FEW] =
-            std::array::from_fn(|step| (first + step).min(self.bias.len() - 1));
-        let weights = blocks.map(|block| self.block(block));
-        let mut tiles = [ZEROS; BLOCKS_OF_FEW];
-        let mut keep = |at: usize, sums: &[[i32x16; BLOCKS_OF_FEW]]| {
-            for (place, sums) in (at..).zip(sums) {
-                let unit = f32x16::splat(x.unit.as_array()[place]);
-                for ((tile, &sum), block) in tiles.iter_mut().zip(sums).zip(blocks) {
-                    let sum = f32x16::from_i32x16(sum) * unit;
-                    tile[place] = sum.mul_add(self.units[block], self.bias[block]);
-                }
+        sums_of(&x.pairs, places.min(LANES), self.block(block), |first, sums| {
+            let of_places = &x.unit.as_array()[first..];
+            for ((out, &sum), &unit) in out[first..].iter_mut().zip(sums).zip(of_places) {
+                *out = (f32x16::from_i32x16(sum) * f32x16::splat(unit)).mul_add(units, bias);
             }
-        };
-        let mut at = 0;
-        while at < places {
-            if places - at > 2 {
-                keep(at, &sum_few::<4>(&x.pairs, at, weights));
-                at += 4;
-            } else {
-                keep(at, &sum_few::<2>(&x.pairs, at, weights));
-                at += 2;
-            }
-        }
-        tiles
+        });
     }
 
-    /// Tells the outputs of some blocks for up to [`LANES`] places, an output a row.
-    #[inline(always)]
-    pub(super) fn columns_of(
-        &self,
-        blocks: Range<usize>,
-        x: &Whole,
-        places: usize,
-        mut tell: impl FnMut(usize, &Tile),
-    ) {
-        if places > FEW {
-            blocks.for_each(|block| tell(block, &self.columns(block, x)));
-        } else {
-            self.few_of(blocks, x, places, |block, tile| tell(block, &transpose(tile)));
-        }
-    }
-
-    /// The same, a place a row.
-    #[inline(always)]
-    pub(super) fn rows_of(
-        &self,
-        blocks: Range<usize>,
-        x: &Whole,
-        places: usize,
-        mut tell: impl FnMut(usize, &Tile),
-    ) {
-        if places > FEW {
-            blocks.for_each(|block| tell(block, &self.rows(block, x)));
-        } else {
-            self.few_of(blocks, x, places, tell);
-        }
-    }
-
-    #[inline(always)]
-    fn few_of(&self, blocks: Range<usize>, x: &Whole, places: usize, mut tell: impl FnMut(usize, &Tile)) {
-        for first in blocks.clone().step_by(BLOCKS_OF_FEW) {
-            let tiles = self.few(first, x, places);
-            (first..blocks.end).zip(&tiles).for_each(|(block, tile)| tell(block, tile));
-        }
-    }
-
-    /// Changes each row of `out` by the output that it stands for, of up to [`LANES`] places.
+    /// The same as [`Self::columns`], of all blocks.
     #[inline(always)]
     pub(super) fn run(
         &self,
@@ -269,10 +210,9 @@ impl Linear {
         out: &mut [f32x16],
         change: impl Fn(f32x16, f32x16) -> f32x16,
     ) {
-        self.columns_of(0..self.bias.len(), x, places, |block, values| {
-            let out = &mut out[block * LANES..][..LANES];
-            out.iter_mut().zip(values).for_each(|(out, &value)| *out = change(*out, value));
-        });
+        for (block, out) in out.chunks_exact_mut(LANES).enumerate() {
+            self.columns(block, x, places, out, &change);
+        }
     }
 
     /// The outputs of one place, in blocks.
@@ -305,12 +245,18 @@ impl Linear {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::encoder::matrix::vector;
+    use crate::encoder::matrix::{Tile, vector};
 
     fn whole(x: &[f32x16]) -> Whole {
         let mut whole = Whole::default();
         whole.take(x);
         whole
+    }
+
+    fn rows(layer: &Linear, block: usize, x: &Whole) -> Tile {
+        let mut tile = ZEROS;
+        layer.rows(block, x, LANES, &mut tile);
+        tile
     }
 
     #[test]
@@ -324,6 +270,7 @@ mod tests {
             let all = whole(&x);
             let mut changed = vec![f32x16::ONE; layer.bias.len() * LANES];
             layer.run(&all, LANES, &mut changed, |was, value| was - value);
+            let rows: Vec<Tile> = (0..layer.bias.len()).map(|block| rows(&layer, block, &all)).collect();
             for row in 0..LANES {
                 let place: Vec<f32> = x.iter().map(|lanes| lanes.as_array()[row]).collect();
                 let mut one = Vec::new();
@@ -334,8 +281,7 @@ mod tests {
                     let size = terms().map(f32::abs).sum::<f32>();
                     let (block, lane) = (output / LANES, output % LANES);
                     for value in [
-                        layer.columns(block, &all)[lane].as_array()[row],
-                        layer.rows(block, &all)[row].as_array()[lane],
+                        rows[block][row].as_array()[lane],
                         1.0 - changed[output].as_array()[row],
                         one[block].as_array()[lane],
                     ] {
@@ -355,20 +301,20 @@ mod tests {
         let layer = Linear::new(&numbers(inputs * outputs), &numbers(outputs));
         let x: Vec<f32x16> = numbers(inputs * LANES).chunks(LANES).map(vector).collect();
         let all = whole(&x);
-        for places in 1..=LANES {
-            let mut told = 0;
-            layer.columns_of(0..6, &all, places, |block, tile| {
-                for (row, expected) in tile.iter().zip(layer.columns(block, &all)) {
-                    let bits = |values: &f32x16| values.as_array().map(f32::to_bits)[..places].to_vec();
-                    assert_eq!(bits(row), bits(&expected), "{places} {block}");
+        let bits = |values: &f32x16| values.as_array().map(f32::to_bits);
+        for block in 0..6 {
+            let of_all = rows(&layer, block, &all);
+            for places in 1..=LANES {
+                let mut columns = ZEROS;
+                layer.columns(block, &all, places, &mut columns, |_, values| values);
+                for (row, expected) in transpose(&columns).iter().zip(&of_all).take(places) {
+                    assert_eq!(bits(row), bits(expected), "{places} {block}");
                 }
-                told += 1;
-            });
-            assert_eq!(told, 6);
+            }
         }
         let mut one = Vec::new();
         layer.one(&x.iter().map(|lanes| lanes.as_array()[3]).collect::<Vec<_>>(), &mut one);
-        let expected: Vec<f32x16> = (0..6).map(|block| layer.rows(block, &all)[3]).collect();
+        let expected: Vec<f32x16> = (0..6).map(|block| rows(&layer, block, &all)[3]).collect();
         assert_eq!(one, expected);
     }
 
@@ -403,9 +349,9 @@ mod tests {
     fn zeros_and_the_smallest_and_largest_floats_give_numbers() {
         let layer = Linear::new(&[0.0, 1.0, 0.0, -1.0], &[0.25, 0.0]);
         for x in [0.0, 1e-45, f32::MIN_POSITIVE, 1e30] {
-            let values = layer.columns(0, &whole(&[f32x16::splat(x); 2]));
-            assert_eq!(values[0].as_array(), &[0.25; LANES]);
-            assert_eq!(values[1].as_array(), &[0.0; LANES]);
+            for row in rows(&layer, 0, &whole(&[f32x16::splat(x); 2])) {
+                assert_eq!(row.as_array()[..2], [0.25, 0.0]);
+            }
             let mut one = Vec::new();
             layer.one(&[x, x], &mut one);
             assert_eq!(one[0].as_array()[..2], [0.25, 0.0]);

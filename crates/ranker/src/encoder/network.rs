@@ -5,7 +5,7 @@
 
 use super::file::{Layer, Mixing, Norm, TAPS, Weights};
 use super::linear::{Linear, Whole};
-use super::matrix::{LANES, Tile, ZEROS, fold, product, transpose, vector};
+use super::matrix::{LANES, ZEROS, fold, product, transpose, vector};
 
 use wide::{f32x16, i32x16};
 
@@ -125,10 +125,14 @@ fn attend(norm_of: &Norm, queries_keys_values: &Linear, out: &Linear, places: us
         norm(norm_of, x, normed);
         whole.take(normed);
         let here = places - block * LANES;
-        let mut keep =
-            |part, tile: &Tile| parts[(part * blocks + block) * HEAD..][..HEAD].copy_from_slice(tile);
-        queries_keys_values.columns_of(0..2 * heads, whole, here, &mut keep);
-        queries_keys_values.rows_of(2 * heads..3 * heads, whole, here, &mut keep);
+        for (part, to) in parts.chunks_exact_mut(blocks * HEAD).take(3 * heads).enumerate() {
+            let to = &mut to[block * HEAD..][..HEAD];
+            if part < 2 * heads {
+                queries_keys_values.columns(part, whole, here, to, |_, values| values);
+            } else {
+                queries_keys_values.rows(part, whole, here, to);
+            }
+        }
     }
     let part = |which: usize, head: usize| &parts[(which * heads + head) * blocks * HEAD..][..blocks * HEAD];
     for (block, x) in x.chunks_exact_mut(width).enumerate() {
@@ -172,7 +176,9 @@ fn pool(weights: &Weights, places: usize, scratch: &mut Scratch) -> f32 {
     for (block, x) in x.chunks_exact(width).enumerate() {
         norm(&weights.norm, x, normed);
         whole.take(normed);
-        scores.extend(weights.attention.rows(0, whole));
+        let mut tile = ZEROS;
+        weights.attention.rows(0, whole, LANES, &mut tile);
+        scores.extend(tile);
         for (part, rows) in normed.chunks_exact(LANES).enumerate() {
             let mut tile = ZEROS;
             tile.copy_from_slice(rows);
