@@ -13,6 +13,7 @@ mod linear;
 mod matrix;
 mod network;
 mod pieces;
+mod whole;
 
 use std::sync::LazyLock;
 

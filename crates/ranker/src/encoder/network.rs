@@ -4,8 +4,9 @@
 //! block has too many hold numbers that nothing reads.
 
 use super::file::{Layer, Mixing, Norm, TAPS, Weights};
-use super::linear::{Linear, Whole};
+use super::linear::Linear;
 use super::matrix::{LANES, ZEROS, fold, product, transpose, vector};
+use super::whole::Whole;
 
 use wide::{f32x16, i32x16};
 
@@ -200,7 +201,8 @@ fn pool(weights: &Weights, places: usize, scratch: &mut Scratch) -> f32 {
         }
     }
     pooled[(2 + heads) * width] = libm::log1pf(places as f32);
-    weights.hidden.one(pooled, outputs);
+    whole.take_one(pooled);
+    weights.hidden.one(whole, outputs);
     let inner = outputs.iter().flat_map(|values| values.fast_max(f32x16::ZERO).to_array());
     inner.zip(&weights.output).fold(weights.output_bias, |sum, (value, weight)| sum + value * weight)
 }
