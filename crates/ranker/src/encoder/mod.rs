@@ -82,17 +82,19 @@ mod tests {
         assert_eq!((end_of_digest, versions), ([0x20, 0xa0, 0x0b, 0xd7], (5, 5)));
     }
 
-    /// Against `bench/encoder/student.py` itself, in PyTorch, with the weights of the file.
+    /// Against `bench/encoder/student.py` itself, in PyTorch, with the weights of the file in 32-bit floats: whole numbers of 8 bits cost
+    /// some hundredths. Otherwise it is the same in every build, whichever of its kernels multiplies.
     #[test]
     fn the_guess_is_that_of_the_network_as_it_was_trained() {
         let mut scratch = Scratch::default();
-        for (text, expected) in [
-            ("List three colours.", -2.5243),
-            ("Write a detailed essay about the causes of the French Revolution.", 1.7074),
-            ("日本の首都は東京です。", -1.3034),
-            (&format!("{}Summarise it.", "word ".repeat(200)), -1.4127),
+        for (text, trained, expected) in [
+            ("List three colours.", -2.5243, -2.5179),
+            ("Write a detailed essay about the causes of the French Revolution.", 1.7074, 1.7034),
+            ("日本の首都は東京です。", -1.3034, -1.2731),
+            (&format!("{}Summarise it.", "word ".repeat(200)), -1.4127, -1.4202),
         ] {
             let guess = Encoder::shipped().guess(text, &mut scratch);
+            assert!((guess - trained).abs() < 0.05, "{text}: {guess}");
             assert!((guess - expected).abs() < 1e-3, "{text}: {guess}");
         }
     }
