@@ -20,12 +20,12 @@ pub(super) type Tile = [f32x16; LANES];
 
 pub(super) const ZEROS: Tile = [f32x16::ZERO; LANES];
 
-/// Adds `aᵀ b` to `out`: a row of either is a term of the sums. A function of its own, so that the registers hold nothing
-/// but these sums.
+/// `aᵀ b`: a row of either is a term of the sums. A function of its own, so that the registers hold nothing but these sums.
 #[inline(never)]
-fn add_product(a: &[f32x16], b: &[f32x16], out: &mut Tile) {
+pub(super) fn product(a: &[f32x16], b: &[f32x16]) -> Tile {
+    let mut out = ZEROS;
     for (part, out) in out.chunks_exact_mut(SUMS).enumerate() {
-        let mut sums: [f32x16; SUMS] = std::array::from_fn(|index| out[index]);
+        let mut sums = [f32x16::ZERO; SUMS];
         for (a, b) in a.iter().zip(b) {
             let a = &a.as_array()[part * SUMS..(part + 1) * SUMS];
             for index in 0..SUMS {
@@ -34,13 +34,6 @@ fn add_product(a: &[f32x16], b: &[f32x16], out: &mut Tile) {
         }
         out.copy_from_slice(&sums);
     }
-}
-
-/// `aᵀ b`.
-#[inline(always)]
-pub(super) fn product(a: &[f32x16], b: &[f32x16]) -> Tile {
-    let mut out = ZEROS;
-    add_product(a, b, &mut out);
     out
 }
 

@@ -26,7 +26,7 @@ const MASK: i32 = if PACKED == 4 { 0xff } else { 0xffff };
 /// [`PACKED`] integers a lane.
 pub(super) type Packed = i32x16;
 
-/// How many units of `unit` a number is.
+/// The integer nearest to a number.
 #[inline(always)]
 fn rounded(x: f32, per_unit: f32) -> i32 {
     (x * per_unit).round_ties_even() as i32
@@ -36,7 +36,7 @@ fn pack(integers: impl DoubleEndedIterator<Item = i32>) -> i32 {
     integers.rev().fold(0, |packed, integer| (packed << BITS) | (integer & MASK))
 }
 
-/// Weights of one output: what one is worth, and the integers. `0` for none.
+/// Weights of one output: what one is worth, and the integers.
 pub(super) fn weights_of(weights: impl Iterator<Item = f32> + Clone) -> (f32, Vec<i32>) {
     let largest = weights.clone().fold(f32::MIN_POSITIVE, |largest, weight| largest.max(weight.abs()));
     (largest / LARGEST, weights.map(|weight| rounded(weight, LARGEST / largest)).collect())
