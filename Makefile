@@ -54,7 +54,7 @@ test-vllm-contract: ## what the plug-in touches of vLLM exists in every version 
 demo: build model ## the gain, on the embedded model and our own trace: fcfs, ltr, outrank, oracle-sjf
 	@bash scripts/demo.sh $(OUTRANK) $(TRACE)
 
-ranker: setup ## makes the shipped ranker again from the traces in DATA=DIR
+ranker: setup ## makes the shipped ranker again from the traces in DATA=DIR, byte for byte
 	@test -n "$(DATA)" || { echo "usage: make ranker DATA=DIR (the folder with the traces of crates/ranker/src/shipped.rs)" >&2; exit 2; }
 	cargo run --release --locked -p outrank-ranker --example ship -- crates/ranker/assets/default.outrank "$(DATA)" traces
 

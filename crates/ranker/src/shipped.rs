@@ -1,7 +1,6 @@
 //! The ranker inside the program: what it learned from, and how to make it again.
 //!
-//! `assets/default.outrank` is what [`train_shipped`] gave for the traces of [`SOURCES`] when the encoder ran in floats; what it gives
-//! now, with the encoder in whole numbers, differs a little, and is the same bytes each time. Only
+//! `assets/default.outrank` is what [`train_shipped`] gives for the traces of [`SOURCES`], byte for byte. Only
 //! MIT and Apache-2.0 traces and prompts of our own are among them, and none of the prompts is in the file. The number of passes is
 //! chosen for families of traces left out ([`TraceFile::family`]), because it is a cold start: a ranker
 //! trained on the traffic of the served model orders it far better.
