@@ -185,7 +185,7 @@ settings! {
         #[arg(long, env = "OUTRANK_SPARE_SEATS", value_name = "N", help_heading = "Gateway")]
         spare_seats: u32,
         /// Share of the CPU time of all cores, above 0 and at most 1, that scoring may take; a request beyond it goes unscored, by
-        /// arrival [default: 0.0625]
+        /// arrival [default: 0.03125]
         #[arg(long, env = "OUTRANK_SCORING_SHARE", value_name = "SHARE", help_heading = "Gateway")]
         scoring_share: f64,
         /// Certificate chain towards clients, PEM; with --tls-key

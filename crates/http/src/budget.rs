@@ -1,8 +1,8 @@
 //! How much CPU time scoring may take.
 //!
 //! To score a request costs more than to forward it, so without a bound a flood of small requests would be served at a fraction of the
-//! rate of a plain forwarder. Scoring therefore has a budget: a share of the CPU time of all cores, of which what two seconds bring
-//! can be saved for bursts. Within any time of `t` seconds it takes at most `share * cores * (t + 2)` CPU seconds, and the score that
+//! rate of a plain forwarder. Scoring therefore has a budget: a share of the CPU time of all cores, of which what four seconds bring
+//! can be saved for bursts. Within any time of `t` seconds it takes at most `share * cores * (t + 4)` CPU seconds, and the score that
 //! each thread was at. A prompt that comes while nothing is left gets no score, and its request goes by arrival among its like.
 //!
 //! It is a token bucket, kept as one number (the generic cell rate algorithm): when the savings will be whole again. A score moves
@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 /// What can be saved, as time in which it comes in: a burst as large as a queue of prompts (1,024) is within it.
-const MAX_SAVINGS: Duration = Duration::from_secs(2);
+const MAX_SAVINGS: Duration = Duration::from_secs(4);
 
 /// CPU time that is left for scoring. Times are since the same moment, at which the savings are whole.
 #[derive(Debug)]
@@ -97,29 +97,29 @@ mod tests {
         let budget = Budget::new(SHARE, CORES);
         let gap = Duration::from_micros(10);
         let (_, scored) = offer(&budget, Duration::ZERO, Duration::from_secs(9), gap, SCORE);
-        // 5,000 a second, for nine seconds and the two that were saved.
-        assert!((55_000..=55_001).contains(&scored), "{scored}");
+        // 5,000 a second, for nine seconds and the four that were saved.
+        assert!((65_000..=65_001).contains(&scored), "{scored}");
         let (_, scored) = offer(&budget, Duration::from_secs(9), Duration::from_secs(1), gap, SCORE);
         assert!((4_999..=5_001).contains(&scored), "the savings are spent: {scored}");
     }
 
     #[test]
-    fn an_idle_hour_saves_no_more_than_two_seconds() {
+    fn an_idle_hour_saves_no_more_than_four_seconds() {
         let budget = Budget::new(SHARE, CORES);
         let moment = Duration::from_millis(1);
         let burst = |at| offer(&budget, Duration::from_secs(at), moment, Duration::from_nanos(100), SCORE).1;
         let (first, second) = (burst(0), burst(3600));
-        assert!((10_000..=10_006).contains(&first), "{first}");
+        assert!((20_000..=20_006).contains(&first), "{first}");
         assert_eq!(second, first);
     }
 
     #[test]
     fn what_was_spent_beyond_what_was_left_comes_in_first() {
         let budget = Budget::new(SHARE, CORES);
-        // Eight seconds of the share, two of them saved.
+        // Eight seconds of the share, four of them saved.
         budget.spend(Duration::from_secs(2), Duration::ZERO);
-        assert!(!budget.is_left(Duration::from_secs(6)));
-        assert!(budget.is_left(Duration::from_secs(6) + Duration::from_nanos(1)));
+        assert!(!budget.is_left(Duration::from_secs(4)));
+        assert!(budget.is_left(Duration::from_secs(4) + Duration::from_nanos(1)));
     }
 
     #[test]

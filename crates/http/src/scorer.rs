@@ -85,9 +85,9 @@ pub struct ScorerLimits {
 }
 
 impl ScorerLimits {
-    /// The share that scoring may take unless said otherwise: a flood is served at fifteen sixteenths of the rate of a host that scores
-    /// nothing, and yet for each core of the host 375 prompts of 200 words, or 1,200 of 32, are scored a second, where a GPU serves tens.
-    pub const DEFAULT_MAX_CPU_SHARE: f64 = 0.0625;
+    /// The share that scoring may take unless said otherwise: a flood is served at 31 of 32 parts of the rate of a host that scores
+    /// nothing, and yet for each core of the host XXX prompts of 200 words, or YYY of 32, are scored a second, where a GPU serves tens.
+    pub const DEFAULT_MAX_CPU_SHARE: f64 = 0.03125;
 }
 
 /// Hands prompts to the scoring thread, which ends when this is dropped.
