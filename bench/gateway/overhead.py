@@ -11,7 +11,7 @@ the rounds.
 A slice beside which something else took the cores is measured again. What others take is all CPU time less that of these processes.
 
 Outrank scores no more than its budget of CPU time allows: for which share of the requests a score was made is counted by its own
-metrics, from the end of the warm-up on. That is as long as what the budget can save (two seconds), so that what is saved between slices
+metrics, from the end of the warm-up on. By then a flood has spent what the budget had saved, so that what is saved between slices
 flatters neither the rate nor the share.
 """
 import argparse
@@ -27,7 +27,7 @@ from harness import load, say, show, spread
 RATE = 400
 BUSY_RATES = (2000, 5000)
 STREAM_RATE = 100
-WARM_UP_S = 2.0
+WARM_UP_S = 5.0
 # A slice beside which other processes took more of the cores than this is measured again, at most so often.
 MAX_OTHERS_CORES = 0.1
 MAX_REPEATS = 10
@@ -192,7 +192,7 @@ def harness_head(facts):
             f"between {facts['load'][0]:.1f} and {facts['load'][2]:.1f} (median {facts['load'][1]:.1f}): {facts['shared']}. "
             f"Other processes took {show(facts['others_cores'])} cores beside a slice; {facts['repeated']} slices were measured again "
             f"because it was more than {MAX_OTHERS_CORES}. "
-            f"{versions}.\n\nScored: scores made by outrank for 100 requests, by its metrics. With stamp, scoring ends at a sixteenth of "
+            f"{versions}.\n\nScored: scores made by outrank for 100 requests, by its metrics. With stamp, scoring ends at a thirty-second of "
             f"the CPU time of all cores; with hold, who finds a seat at once waits for no score and gets one when the scoring thread is free. "
             f"The load has 64 prompts of 32 words in turn; nothing is remembered of a prompt, so each score is made anew.\n\nSettings, equal for all: one worker, round robin where there is a choice, logs at warnings, no key.\n\n"
             + "\n".join(f"- `{command}`" for command in facts["commands"]))

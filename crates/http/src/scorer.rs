@@ -86,7 +86,7 @@ pub struct ScorerLimits {
 
 impl ScorerLimits {
     /// The share that scoring may take unless said otherwise: a flood is served at 31 of 32 parts of the rate of a host that scores
-    /// nothing, and yet for each core of the host XXX prompts of 200 words, or YYY of 32, are scored a second, where a GPU serves tens.
+    /// nothing, and yet for each core of the host 120 prompts of 200 words, or 380 of 32, are scored a second, where a GPU serves tens.
     pub const DEFAULT_MAX_CPU_SHARE: f64 = 0.03125;
 }
 
