@@ -103,10 +103,10 @@ class Direct:
         self.url, self.pid = upstream.url, upstream.pid
 
 
-def rounds(ways, count, seconds, started):
+def rounds(cases, ways, count, seconds, started):
     rows = []
     for number in range(count):
-        for case in CASES:
+        for case in cases:
             order = ways[number % len(ways):] + ways[:number % len(ways)]
             for way in order:
                 rows.append({"round": number, **measure(case, way, seconds, started)})
@@ -133,9 +133,9 @@ def ratio(rows, case, way, other, value):
     return spread([here[r] / there[r] for r in here if here[r] and there.get(r)])
 
 
-def summary(rows, ways, rivals, ours):
+def summary(rows, cases, ways, rivals, ours):
     result = {}
-    for case in CASES:
+    for case in cases:
         result[case] = {}
         for way in ways:
             own = lambda value: spread(by_round(rows, case, way, value).values())
@@ -154,13 +154,17 @@ def summary(rows, ways, rivals, ours):
                 for rival in rivals:
                     line[f"rate_to_{rival}"] = ratio(rows, case, way, rival, lambda row: row["rate"])
                     line[f"cpu_to_{rival}"] = ratio(rows, case, way, rival, lambda row: row["cpu_us"])
+                    for key in ("p50", "p99"):
+                        line[f"e2e_ms_{key}_to_{rival}"] = ratio(
+                            rows, case, way, rival, lambda row: row["e2e_ms"][key] if "e2e_ms" in row else None)
             result[case][way] = line
     return result
 
 
 def table(facts, result, ways, rivals, ours):
     out = [f"# Overhead of gateways before a mock server\n", harness_head(facts)]
-    for case, (title, flags) in CASES.items():
+    for case, lines in result.items():
+        title, flags = CASES[case]
         closed = flags["kind"] == "closed"
         out.append(f"\n## {title}\n")
         if closed:
@@ -169,7 +173,7 @@ def table(facts, result, ways, rivals, ours):
             out.append("| way | E2E p50, ms | E2E p99, ms | added p50, ms | added p99, ms | added TTFT p50, ms | CPU a request, µs | scored, % | failed |\n"
                        "|---|---|---|---|---|---|---|---|---|")
         for way in ways:
-            line = result[case][way]
+            line = lines[way]
             if closed:
                 out.append(f"| {way} | {show(line['rate'], 0)} | {show(line['cpu_us'], 1)} | {show(line['scored_percent'], 1)} | "
                            f"{show(line['rss_mib'], 0)} | {line['failed']} |")
@@ -179,9 +183,10 @@ def table(facts, result, ways, rivals, ours):
                            f"{show(line['cpu_us'], 1)} | {show(line['scored_percent'], 1)} | {line['failed']} |")
         for way in ours:
             for rival in rivals:
-                line = result[case][way]
-                out.append(f"\n{way} to {rival}, paired by round: requests/s {show(line[f'rate_to_{rival}'])}, "
-                           f"CPU a request {show(line[f'cpu_to_{rival}'])}.")
+                line = lines[way]
+                what = f"requests/s {show(line[f'rate_to_{rival}'])}" if closed else ", ".join(
+                    f"E2E {key} {show(line[f'e2e_ms_{key}_to_{rival}'])}" for key in ("p50", "p99"))
+                out.append(f"\n{way} to {rival}, paired by round: {what}, CPU a request {show(line[f'cpu_to_{rival}'])}.")
     return "\n".join(out) + "\n"
 
 
@@ -203,11 +208,14 @@ def main():
     parser.add_argument("--outrank", type=Path, help="the binary; without it only the other routers are measured")
     parser.add_argument("--modes", default="hold,stamp", help="modes of outrank to measure")
     parser.add_argument("--flags", default="", help="further flags of outrank serve")
+    parser.add_argument("--cases", type=lambda names: names.split(","), default=list(CASES), help=f"which to measure, of {','.join(CASES)}")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--slice-s", type=float, default=3.0)
     parser.add_argument("--shared", default="the machine was shared with other builds", help="what else ran, for the record")
     parser.add_argument("--out", type=Path, default=harness.ROOT / "results/gateway")
     args = parser.parse_args()
+    if unknown := [case for case in args.cases if case not in CASES]:
+        parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
     with tempfile.TemporaryDirectory() as logs, harness.servers() as started:
         upstream = harness.mock(started, logs)
         ways = [Direct(upstream), harness.vllm_router(started, logs, [upstream]), harness.sglang_router(started, logs, [upstream])]
@@ -216,7 +224,7 @@ def main():
                 ways.append(harness.outrank(started, logs, args.outrank, [upstream], mode, flags=args.flags.split(), body=harness.chat()))
         say("ready: " + ", ".join(way.name for way in ways))
         began = time.time()
-        rows = rounds(ways, args.rounds, args.slice_s, started)
+        rows = rounds(args.cases, ways, args.rounds, args.slice_s, started)
         names, rivals = [way.name for way in ways], ["vllm-router", "sglang-router"]
         ours = [name for name in names if name.startswith("outrank")]
         versions = {"vllm-router": "0.1.17", "sglang-router": "0.3.2", "harness": harness.commit()}
@@ -229,7 +237,7 @@ def main():
                             "load": spread([row["load_before"] for row in rows]), "repeated": sum(row["repeats"] for row in rows),
                             "others_cores": spread([row["others_cores"] for row in rows]), "shared": args.shared, "versions": versions,
                             "commands": [strip(server) for server in started], "took_s": round(time.time() - began)},
-                  "rows": rows, "summary": summary(rows, names, rivals, ours)}
+                  "rows": rows, "summary": summary(rows, args.cases, names, rivals, ours)}
     harness.write(args.out, "overhead", result, table(result["facts"], result["summary"], names, rivals, ours))
 
 
