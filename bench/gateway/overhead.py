@@ -133,9 +133,9 @@ def ratio(rows, case, way, other, value):
     return spread([here[r] / there[r] for r in here if here[r] and there.get(r)])
 
 
-def summary(rows, cases, ways, rivals, ours):
+def summary(rows, ways, rivals, ours):
     result = {}
-    for case in cases:
+    for case in dict.fromkeys(row["case"] for row in rows):
         result[case] = {}
         for way in ways:
             own = lambda value: spread(by_round(rows, case, way, value).values())
@@ -208,14 +208,12 @@ def main():
     parser.add_argument("--outrank", type=Path, help="the binary; without it only the other routers are measured")
     parser.add_argument("--modes", default="hold,stamp", help="modes of outrank to measure")
     parser.add_argument("--flags", default="", help="further flags of outrank serve")
-    parser.add_argument("--cases", type=lambda names: names.split(","), default=list(CASES), help=f"which to measure, of {','.join(CASES)}")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="which to measure")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--slice-s", type=float, default=3.0)
     parser.add_argument("--shared", default="the machine was shared with other builds", help="what else ran, for the record")
     parser.add_argument("--out", type=Path, default=harness.ROOT / "results/gateway")
     args = parser.parse_args()
-    if unknown := [case for case in args.cases if case not in CASES]:
-        parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
     with tempfile.TemporaryDirectory() as logs, harness.servers() as started:
         upstream = harness.mock(started, logs)
         ways = [Direct(upstream), harness.vllm_router(started, logs, [upstream]), harness.sglang_router(started, logs, [upstream])]
@@ -237,7 +235,7 @@ def main():
                             "load": spread([row["load_before"] for row in rows]), "repeated": sum(row["repeats"] for row in rows),
                             "others_cores": spread([row["others_cores"] for row in rows]), "shared": args.shared, "versions": versions,
                             "commands": [strip(server) for server in started], "took_s": round(time.time() - began)},
-                  "rows": rows, "summary": summary(rows, args.cases, names, rivals, ours)}
+                  "rows": rows, "summary": summary(rows, names, rivals, ours)}
     harness.write(args.out, "overhead", result, table(result["facts"], result["summary"], names, rivals, ours))
 
 
